@@ -1,0 +1,251 @@
+"""The command line: one command for each stage, and what is done with a model.
+
+Owns arguments, messages and exit codes: 0 done, 1 something could not be done (one line on stderr says what), 2 a wrong
+call. Everything heavy is imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qualivision import environment
+from qualivision.errors import QualiVisionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qualivision.scoring import Scores
+
+app = typer.Typer(
+    name="qualivision",
+    help=(
+        "Judge AI-generated video: five mean opinion scores (MOS) from 1 to 5 against the clip's prompt.\n\n"
+        "`dvc repro` runs the stages sample data -> validate -> frames -> prompts -> encode -> train -> evaluate; "
+        "`register` and `promote` make a trained model the champion; `score` uses it."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A name in `models` of params.yaml, such as lite.")]
+
+
+def say(line: str) -> None:
+    """One line of result on stdout."""
+    sys.stdout.write(f"{line}\n")
+
+
+@app.command("sample-data")
+def sample_data(
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist, or be empty.")] = Path("data"),
+    prompts: Annotated[int, typer.Option(min=6, help="Prompts; each gives five clips.")] = 120,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+) -> None:
+    """Make a data set to try everything on: drawn and photographed scenes, known flaws, simulated raters."""
+    from qualivision.progress import progress
+    from qualivision.sample_data import make_sample_data
+
+    with progress("sample-data: rendering") as advance:
+        summary = make_sample_data(out, prompts=prompts, seed=seed, workers=workers, progress=advance)
+    say(f"sample-data: {summary}")
+
+
+@app.command()
+def validate(
+    data: Annotated[Path, typer.Option(help="The data folder.")] = Path("data"),
+    report: Annotated[Path, typer.Option(help="Where validation.json and validation.html go.")] = Path("reports"),
+) -> None:
+    """Check label tables and videos; exit 1 when there is an error, so that nothing is trained on it."""
+    from qualivision.stages import validate as stage
+
+    found = stage.run(data, report)
+    say(found.as_text())
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def frames(
+    model: Model,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+) -> None:
+    """Decode the videos that the frame cache lacks."""
+    from qualivision.stages import frames as stage
+
+    say(stage.run(model, workers=workers))
+
+
+@app.command()
+def prompts(model: Model) -> None:
+    """Embed the prompts that the prompt cache lacks."""
+    from qualivision.stages import prompts as stage
+
+    say(stage.run(model))
+
+
+@app.command()
+def encode(model: Model) -> None:
+    """Run the model's frozen stem over the clips that the stem cache lacks."""
+    from qualivision.stages import encode as stage
+
+    say(stage.run(model))
+
+
+@app.command()
+def train(
+    model: Model,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from an interrupted run of the same data and settings.")
+    ] = False,
+) -> None:
+    """Train the model and write its checkpoint."""
+    from qualivision.stages import train as stage
+
+    say(stage.run(model, resume=resume))
+
+
+@app.command()
+def evaluate(model: Model) -> None:
+    """Judge the checkpoint on the test split: metrics with intervals, baselines, plots."""
+    from qualivision.stages import evaluate as stage
+
+    say(stage.run(model))
+
+
+@app.command()
+def register(
+    model: Annotated[str | None, typer.Argument(help="By default `deploy` of params.yaml.")] = None,
+    promote: Annotated[bool, typer.Option("--promote", help="Make it the champion, too.")] = False,
+) -> None:
+    """Put the evaluated checkpoint into MLflow's registry, as challenger."""
+    from qualivision import registry
+    from qualivision.settings import load_settings
+    from qualivision.stages import places
+
+    settings = load_settings()
+    name = model or settings.deploy
+    settings.model(name)
+    metrics = places.report_dir(name) / "metrics.json"
+    done = registry.register(places.checkpoint_dir(name), metrics, settings.registry)
+    say(f"register: {done.uri}" + ("" if done.new else " (was registered before)"))
+    if promote:
+        registry.promote(done.version, settings.registry)
+        say(f"promote: {done.uri} is the champion")
+
+
+@app.command("promote")
+def promote_version(
+    version: Annotated[int, typer.Argument(min=1, help="A version in the registry.")],
+) -> None:
+    """Make a registered version the champion, which `score` uses."""
+    from qualivision import registry
+    from qualivision.settings import load_settings
+
+    settings = load_settings().registry
+    registry.promote(version, settings)
+    say(f"promote: models:/{settings.name}/{version} is the champion")
+
+
+@app.command()
+def score(
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
+    prompt: Annotated[str | None, typer.Option(help="The prompt of all the videos.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="A CSV file with columns video_name and Prompt, for several videos.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A checkpoint folder or an MLflow model URI; by default the champion.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
+) -> None:
+    """Score videos against their prompts. Exit 1 when a video could not be scored; the others still are."""
+    from qualivision.scoring import Scorer, Scores
+
+    if (prompt is None) == (prompts is None):
+        raise typer.BadParameter("give either --prompt TEXT or --prompts FILE.csv")
+    items, failures = _with_prompts(videos, prompt, prompts)
+    for failure in failures:
+        sys.stderr.write(f"{failure}\n")
+    scored: list[Scores] = []
+    for found in Scorer(model).score_many(items) if items else ():
+        if not isinstance(found, Scores):
+            failures.append(str(found))
+            sys.stderr.write(f"{found}\n")
+        elif as_json:
+            say(json.dumps(found.as_dict(), ensure_ascii=False))
+        else:
+            scored.append(found)
+    if scored:
+        _print_scores(scored)
+    if failures:
+        raise typer.Exit(1)
+
+
+def _with_prompts(
+    videos: list[Path], prompt: str | None, table: Path | None
+) -> tuple[list[tuple[str | Path, str]], list[str]]:
+    """Each video with its prompt; and a line for each that has none."""
+    if prompt is not None:
+        if not prompt.strip():
+            raise typer.BadParameter("the prompt is blank; a score is always against a prompt", param_hint="--prompt")
+        return [(video, prompt) for video in videos], []
+    from qualivision.labels import read_labels
+
+    assert table is not None
+    rows = read_labels(table, require_mos=False)
+    known = {
+        name: text
+        for name, text in zip(rows["video_name"], rows["Prompt"], strict=True)
+        if isinstance(text, str) and text.strip()
+    }
+    items: list[tuple[str | Path, str]] = [(video, known[video.name]) for video in videos if video.name in known]
+    return items, [f"{video}: has no prompt in {table}" for video in videos if video.name not in known]
+
+
+def _print_scores(scored: list[Scores]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from qualivision.labels import DIMENSIONS
+
+    table = Table("video", "prompt", *DIMENSIONS, caption=f"MOS from 1 to 5, by {scored[0].model}")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in scored:
+        table.add_row(Path(row.video).name, row.prompt, *(f"{row[name]:.2f}" for name in DIMENSIONS))
+    console = Console()
+    console.print(table, width=max(console.width, 110))
+
+
+def main() -> None:
+    """The entry point: state and telemetry settled, then the command; errors as one line each."""
+    environment.prepare()
+    environment.keep_freed_memory()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except* (QualiVisionError, OSError) as group:
+        for err in _single(group):
+            sys.stderr.write(f"{err}\n")
+        sys.exit(1)
+
+
+def _single(group: BaseExceptionGroup) -> Iterator[BaseException]:
+    for err in group.exceptions:
+        if isinstance(err, BaseExceptionGroup):
+            yield from _single(err)
+        else:
+            yield err
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The process around our code: where state is kept, that nothing calls home, and how memory is given back.
+
+Only entry points (`cli.main`, the flows, the tests' conftest) call `prepare`, before they import the heavy packages,
+which read these variables when they are imported. A variable that is set already is left alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+STATE = Path("state")
+"""Everything that is neither data nor a DVC output: MLflow's store, Prefect's home, download and font caches."""
+
+
+def prepare() -> None:
+    """Keep all state under `state/` of the working folder, and switch telemetry off."""
+    state = STATE.absolute()
+    defaults = {
+        "DO_NOT_TRACK": "true",
+        "GX_ANALYTICS_ENABLED": "false",
+        "HF_HOME": f"{state}/huggingface",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MPLCONFIGDIR": f"{state}/matplotlib",
+        "PREFECT_HOME": f"{state}/prefect",
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks instead of handing them back to the kernel after every use.
+
+    The arrays of a clip are some megabytes each; asking for them anew, page by page, costs more than the work on them
+    (statistics of one clip: 0.37 s without, 0.10 s with this). Without glibc this does nothing.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # from malloc.h
+        libc.mallopt(mmap_threshold, 32 << 20)
+        libc.mallopt(trim_threshold, 2047 << 20)
+        libc.mallopt(arena_max, 1)

@@ -1,0 +1,1 @@
+"""How well predictions agree with raters: the numbers, what they are measured against, the report of both."""

@@ -1,0 +1,122 @@
+"""The label table: which columns there are, where the tables of a data set lie, reading and splitting them.
+
+Owns the layout of a data set (that of the TaobaoVD-GC release) and the names of the five dimensions. Does not
+judge a table beyond what reading needs: `validation.py` finds everything that is wrong with one and reports it.
+
+    data/train/labels/train_labels.csv   data/train/videos/*
+    data/val/labels/val_labels.csv       data/val/videos/*
+    data/test/test_labels.csv            data/test/videos/*       (data/test/labels/test_labels.csv is read too)
+
+Beside a label table may lie `<split>_ratings.csv`: the single ratings behind each MOS (`Overall_1`, `Overall_2`, ...),
+the latent truth where it is known (`Overall_truth`), and what the prompt asks for and the clip shows (`asks`, `shows`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from qualivision.errors import QualiVisionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pandas as pd
+
+DIMENSIONS: Final = ("Traditional", "Alignment", "Aesthetic", "Temporal", "Overall")
+MOS_COLUMNS: Final = tuple(f"{dimension}_MOS" for dimension in DIMENSIONS)
+MOS_MIN: Final = 1.0
+MOS_MAX: Final = 5.0
+SPLITS: Final = ("train", "val", "test")
+
+# How much of a prompt each thing it asks for is, where both sides are known (the sample data; see `graded_alignment`).
+ASPECT_OF_PROMPT: Final[Mapping[str, float]] = {"subject": 0.4, "scene": 0.25, "colour": 0.2, "motion": 0.15}
+
+
+class LabelError(QualiVisionError, ValueError):
+    """A label table that can't be read: names the file and what to change."""
+
+
+def labels_path(data: Path, split: str) -> Path:
+    """Where the label table of a split lies; the place to write it to when there is none yet."""
+    _check_split(split)
+    nested = data / split / "labels" / f"{split}_labels.csv"
+    flat = data / split / f"{split}_labels.csv"
+    if split != "test":
+        return nested
+    return nested if nested.exists() and not flat.exists() else flat
+
+
+def ratings_path(data: Path, split: str) -> Path:
+    """Where the single ratings of a split lie, if there are any."""
+    return labels_path(data, split).with_name(f"{split}_ratings.csv")
+
+
+def videos_dir(data: Path, split: str) -> Path:
+    """The folder of a split's videos."""
+    _check_split(split)
+    return data / split / "videos"
+
+
+def read_labels(path: Path, *, require_mos: bool = True) -> pd.DataFrame:
+    """Read a label table.
+
+    Args:
+        path: a CSV file with `video_name`, `Prompt` and, for a split that is learned from or evaluated on, the five
+            MOS columns. More columns (generator, rater count) are kept.
+        require_mos: refuse a table that lacks MOS columns. A test table may lack them: it is scored, not evaluated.
+    Returns:
+        The table; `video_name` and `Prompt` as text, MOS as float64 on the scale 1 to 5.
+    Raises:
+        LabelError: no such file, not a CSV, a missing column, a MOS that is no number.
+    """
+    import pandas as pd
+
+    if not path.is_file():
+        raise LabelError(f"{path}: no such label table")
+    try:
+        table = pd.read_csv(path, dtype={"video_name": str, "Prompt": str}, encoding="utf-8")
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as err:
+        raise LabelError(f"{path}: not a UTF-8 CSV table: {err}") from err
+    wanted = ("video_name", "Prompt", *(MOS_COLUMNS if require_mos else ()))
+    missing = [column for column in wanted if column not in table]
+    if missing:
+        raise LabelError(
+            f"{path}: column {', '.join(missing)} is missing; the table has {', '.join(map(str, table.columns))}"
+        )
+    for column in MOS_COLUMNS:
+        if column in table:
+            try:
+                table[column] = pd.to_numeric(table[column]).astype(float)
+            except (ValueError, TypeError) as err:
+                raise LabelError(f"{path}: {column} holds a value that is no number: {err}") from err
+    return table
+
+
+def has_mos(table: pd.DataFrame) -> bool:
+    """Whether a table carries all five MOS columns."""
+    return all(column in table for column in MOS_COLUMNS)
+
+
+def generator_of(video_name: str) -> str:
+    """The generator of a clip: what stands before the first underscore of its name (TaobaoVD-GC: A to E)."""
+    return video_name.split("_", 1)[0] if "_" in video_name else ""
+
+
+def graded_alignment(asks: Mapping[str, str], shows: Mapping[str, str]) -> float:
+    """How well a clip fits a prompt when it is known what the one asks for and the other shows.
+
+    Args:
+        asks: what the prompt names, by aspect (`subject`, `scene`, `colour`, `motion`); at least one of them.
+        shows: what is to be seen in the clip, by aspect. An aspect that is asked for and not shown counts as missed.
+    Returns:
+        The alignment on the MOS scale: 1 when nothing fits, 5 when all does, each aspect by its weight.
+    """
+    total = sum(ASPECT_OF_PROMPT[aspect] for aspect in asks)
+    met = sum(ASPECT_OF_PROMPT[aspect] for aspect, wanted in asks.items() if shows.get(aspect) == wanted)
+    return MOS_MIN + (MOS_MAX - MOS_MIN) * met / total
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise LabelError(f"no split named {split!r}; there are {', '.join(SPLITS)}")

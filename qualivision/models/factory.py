@@ -1,0 +1,64 @@
+"""A model's name and its settings to a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qualivision.cache import file_hash
+from qualivision.models.fusion import ConcatenationFusion, QualityAwareFusion
+from qualivision.models.lite import STEM_VERSION, LiteEncoder, LiteStem, weights_file
+from qualivision.models.quality import Encoder, MosHead, QualityModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import nn
+
+    from qualivision.settings import NetworkSettings
+
+_FUSIONS = {"quality-aware": QualityAwareFusion, "concatenation": ConcatenationFusion}
+
+
+def _lite_encoder(network: NetworkSettings, stem: nn.Module | None) -> Encoder:
+    if stem is not None and not isinstance(stem, LiteStem):
+        raise TypeError(f"lite needs a LiteStem, got {type(stem).__name__}")
+    return LiteEncoder(network.width, network.dropout, stem)
+
+
+_STEMS: dict[str, Callable[[], LiteStem]] = {"lite": LiteStem}
+_STEM_WEIGHTS: dict[str, Callable[[], Path]] = {"lite": weights_file}
+_ENCODERS: dict[str, Callable[[NetworkSettings, nn.Module | None], Encoder]] = {"lite": _lite_encoder}
+
+
+def build_stem(model: str) -> LiteStem:
+    """The frozen part of a model with its published weights. Raises WeightsError when they don't fit."""
+    return _STEMS[model]()
+
+
+def stem_hash(model: str) -> str:
+    """SHA-256 of the published weights in a model's frozen part: what a checkpoint of ours records as its base."""
+    return file_hash(_STEM_WEIGHTS[model]())
+
+
+def stem_fingerprint(model: str) -> str:
+    """What the stem cache of a model depends on, besides the frames: code and weights."""
+    return f"{model} {STEM_VERSION} {stem_hash(model)}"
+
+
+def build_model(
+    model: str, network: NetworkSettings, text_width: int, *, stem: nn.Module | None = None
+) -> QualityModel:
+    """Build a model with fresh trained parts.
+
+    Args:
+        model: its name, as in `params.yaml`.
+        network: its trained part's settings.
+        text_width: channels of the prompt embeddings.
+        stem: its frozen part; without it the model takes cached activations only.
+    """
+    return QualityModel(
+        _ENCODERS[model](network, stem),
+        _FUSIONS[network.fusion](network.width, text_width, network.dropout),
+        MosHead(network.width, network.dropout),
+    )

@@ -1,0 +1,172 @@
+"""Statistics of frames that no image network sees well: sharpness, noise, blockiness, exposure, and motion.
+
+Owns how they are measured, on all frames at once; they are part of lite's frozen stem. Frames come in as
+(B, 3, T, H, W) float in [0, 1], the statistics of each frame go out as (B, T, STATISTICS) float32.
+
+What depends on the frame before (differences, shifts) is 0 for the first frame.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BANDS = 8
+"""Rings of the power spectrum, by the logarithm of the spatial frequency."""
+LOCAL_GRID = 4
+"""Local motion is measured on a grid of so many by so many fields."""
+
+_FLOOR = 1e-4  # about a fortieth of a grey level: below it two frames are the same
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def frame_statistics(frames: Tensor) -> Tensor:
+    """Every statistic of every frame.
+
+    Args:
+        frames: (B, 3, T, H, W) float in [0, 1], T at least 2, H and W at least 32.
+    Returns:
+        (B, T, STATISTICS) float32; energies as natural logarithms, shifts in pixels of the frames given.
+    """
+    rows = []
+    for clip in frames:  # clip by clip: the intermediates of 64 frames are some 100 MB
+        pixels = clip.transpose(0, 1).float()
+        weights = torch.tensor(_LUMA, device=pixels.device).view(1, 3, 1, 1)
+        luma = (pixels * weights).sum(1)
+        parts = (*_exposure(luma), *_colour(pixels, luma), *_detail(luma), *_spectrum(luma), *_motion(luma))
+        rows.append(torch.stack(parts, dim=1))
+    return torch.stack(rows)
+
+
+def _log(energy: Tensor) -> Tensor:
+    return torch.log(energy + _FLOOR)
+
+
+def _exposure(luma: Tensor) -> list[Tensor]:
+    mean, spread = luma.mean((1, 2)), luma.std((1, 2))
+    skew = ((luma - mean.view(-1, 1, 1)) ** 3).mean((1, 2)) / (spread**3 + _FLOOR)
+    dark = (luma < 0.06).float().mean((1, 2))
+    bright = (luma > 0.94).float().mean((1, 2))
+    return [mean, spread, skew, dark, bright]
+
+
+def _colour(pixels: Tensor, luma: Tensor) -> list[Tensor]:
+    red_green = pixels[:, 0] - pixels[:, 1]
+    yellow_blue = 0.5 * (pixels[:, 0] + pixels[:, 1]) - pixels[:, 2]
+    chroma = torch.sqrt(red_green**2 + yellow_blue**2 + 1e-8)
+    means = [red_green.mean((1, 2)), yellow_blue.mean((1, 2)), chroma.mean((1, 2))]
+    spreads = [red_green.std((1, 2)), yellow_blue.std((1, 2)), chroma.std((1, 2))]
+    vivid = (chroma > 0.4).float().mean((1, 2))
+    previous = torch.stack(means, 1).roll(1, 0)
+    change = (torch.stack(means, 1) - previous).abs().sum(1)
+    change[0] = 0.0
+    return [*means, *spreads, vivid, change]
+
+
+def _detail(luma: Tensor) -> list[Tensor]:
+    """Gradients at three scales; noise by Immerkaer's mask (CVIU 1996), also in the calmest fields; blockiness."""
+    out = []
+    image = luma.unsqueeze(1)
+    for _ in range(3):
+        out.append(_log((image[..., 1:] - image[..., :-1]).abs().mean((1, 2, 3))))
+        out.append(_log((image[..., 1:, :] - image[..., :-1, :]).abs().mean((1, 2, 3))))
+        image = functional.avg_pool2d(image, 2)
+    mask = luma.new_tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]).view(1, 1, 3, 3)
+    noise = functional.conv2d(luma.unsqueeze(1), mask).abs()
+    fields = functional.adaptive_avg_pool2d(noise, 8).flatten(1).sort(dim=1).values
+    out += [_log(noise.mean((1, 2, 3))), _log(fields[:, 6]), _log(fields[:, -6])]
+    out += [_periodicity(luma[:, :, 1:] - luma[:, :, :-1], 1), _periodicity(luma[:, 1:] - luma[:, :-1], 2)]
+    return out
+
+
+def _periodicity(gradient: Tensor, along: int) -> Tensor:
+    """How much the gradient's profile repeats itself across the frame: a coder's block grid, whatever its pitch."""
+    profile = gradient.abs().mean(along)
+    spectrum = torch.fft.rfft(profile - profile.mean(1, keepdim=True)).abs()
+    fine = spectrum[:, spectrum.shape[1] // 8 :]
+    return torch.log((fine.amax(1) + _FLOOR) / (fine.median(1).values + _FLOOR))
+
+
+def _spectrum(luma: Tensor) -> list[Tensor]:
+    height, width = luma.shape[1:]
+    centred = (luma - luma.mean((1, 2), keepdim=True)) * _window(height, width, luma)
+    power = torch.fft.rfft2(centred, norm="ortho").abs() ** 2
+    vertical = torch.fft.fftfreq(height, device=luma.device).view(-1, 1)
+    horizontal = torch.fft.rfftfreq(width, device=luma.device).view(1, -1)
+    radius = torch.sqrt(vertical**2 + horizontal**2).clamp(min=1 / max(height, width))
+    low, high = math.log(1 / max(height, width)), math.log(math.sqrt(0.5))
+    ring = ((radius.log() - low) / (high - low) * BANDS).long().clamp(max=BANDS - 1).flatten()
+    sums = power.flatten(1).new_zeros(len(power), BANDS).index_add_(1, ring, power.flatten(1))
+    counts = torch.bincount(ring, minlength=BANDS).clamp(min=1)
+    return list(torch.log(sums / counts + 1e-7).unbind(1))
+
+
+def _motion(luma: Tensor) -> list[Tensor]:
+    difference = luma[1:] - luma[:-1]
+    change = difference.abs()
+    fields = functional.adaptive_avg_pool2d(change.unsqueeze(1), 8).flatten(1).sort(dim=1).values
+    acceleration = functional.pad(
+        (difference[1:] - difference[:-1]).abs().mean((1, 2)), (1, 0)
+    )  # needs two frames before it
+    across, down, certain = _shift(luma, 1)
+    local_across, local_down, local_certain = _shift(luma, LOCAL_GRID)
+    parts = [
+        _log(change.mean((1, 2))),
+        difference.mean((1, 2)),
+        _log(difference.mean((1, 2)).abs()),
+        difference.std((1, 2)),
+        (change < 0.004).float().mean((1, 2)),
+        *(_log(fields[:, place]) for place in (6, 32, 57, 63)),
+        _log(acceleration),
+        across[:, 0],
+        down[:, 0],
+        torch.hypot(across, down)[:, 0],
+        certain[:, 0],
+        local_across.std(1),
+        local_down.std(1),
+        torch.hypot(local_across, local_down).amax(1),
+        local_certain.mean(1),
+        local_certain.amin(1),
+    ]
+    return [functional.pad(part, (1, 0)) for part in parts]
+
+
+def _shift(luma: Tensor, grid: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Movement since the frame before, by phase correlation (Kuglin and Hines, 1975), in each field of a grid.
+
+    Args:
+        luma: (T, H, W).
+        grid: fields along each side.
+    Returns:
+        Horizontal and vertical shift in pixels, and how sharp the correlation's peak is (0 to 1); each (T - 1, grid²).
+    """
+    halved = functional.avg_pool2d(luma.unsqueeze(1), 2)[:, 0]
+    height, width = (side // grid for side in halved.shape[1:])
+    fields = halved[:, : height * grid, : width * grid].reshape(-1, grid, height, grid, width)
+    fields = fields.permute(0, 1, 3, 2, 4).reshape(-1, grid * grid, height, width)
+    fields = (fields - fields.mean((2, 3), keepdim=True)) * _window(height, width, luma)
+    spectrum = torch.fft.rfft2(fields)
+    cross = spectrum[1:] * spectrum[:-1].conj()
+    surface = torch.fft.irfft2(cross / (cross.abs() + 1e-3), s=(height, width))
+    peak, place = surface.flatten(2).max(2)
+    vertical = torch.div(place, width, rounding_mode="floor")
+    horizontal = place % width
+    across = torch.where(horizontal > width // 2, horizontal - width, horizontal) * 2.0
+    down = torch.where(vertical > height // 2, vertical - height, vertical) * 2.0
+    return across, down, peak
+
+
+def _window(height: int, width: int, like: Tensor) -> Tensor:
+    """A Hann window: without it the frame's borders would be the strongest edges."""
+    tall = torch.hann_window(height, periodic=False, device=like.device)
+    wide = torch.hann_window(width, periodic=False, device=like.device)
+    return tall.view(-1, 1) * wide.view(1, -1)
+
+
+STATISTICS = 5 + 8 + 6 + 3 + 2 + BANDS + 19

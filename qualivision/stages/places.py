@@ -1,0 +1,33 @@
+"""Where the pipeline keeps things, relative to the folder of `dvc.yaml`; the same paths stand there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+DATA = Path("data")
+REPORTS = Path("reports")
+
+
+def frames_dir(model: str) -> Path:
+    """The frame cache of a model."""
+    return Path("cache/frames") / model
+
+
+def prompts_dir(model: str) -> Path:
+    """The prompt cache of a model."""
+    return Path("cache/prompts") / model
+
+
+def stems_dir(model: str) -> Path:
+    """The stem cache of a model."""
+    return Path("cache/stems") / model
+
+
+def checkpoint_dir(model: str) -> Path:
+    """The checkpoint of a model."""
+    return Path("checkpoints") / model
+
+
+def report_dir(model: str) -> Path:
+    """The evaluation of a model."""
+    return REPORTS / model

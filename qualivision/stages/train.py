@@ -1,0 +1,69 @@
+"""Stage `train`: the trained part of a model, from cached activations and prompt embeddings."""
+
+from __future__ import annotations
+
+from qualivision import tracking
+from qualivision.cache import make_key
+from qualivision.frames import stem_cache
+from qualivision.progress import progress
+from qualivision.prompts import PromptCache
+from qualivision.settings import load_settings
+from qualivision.stages import places
+
+
+def run(model: str, *, resume: bool = False) -> str:
+    """Train and write the checkpoint.
+
+    Args:
+        model: its name in `params.yaml`.
+        resume: go on from an interrupted run of the same data and settings, if there is one.
+    Raises:
+        LabelError, CacheError, TrainingError
+    """
+    from qualivision.models.factory import build_model, stem_hash
+    from qualivision.training.checkpoint import ModelCard, checkpoint_id, save_checkpoint
+    from qualivision.training.data import ClipSet
+    from qualivision.training.loop import Trainer
+
+    settings = load_settings().model(model)
+    embeddings = PromptCache(places.prompts_dir(model), settings.text.encoder).read()
+    stems = stem_cache(places.stems_dir(model), model)
+    train_set, val_set = (ClipSet(places.DATA, split, stems, embeddings) for split in ("train", "val"))
+    text_width = train_set.text.shape[1]
+    folder = places.checkpoint_dir(model)
+    # Everything that the weights follow from.
+    identity = make_key(
+        settings.model_dump_json(),
+        *(f"{part.keys} {part.table.to_csv()} {part.content}" for part in (train_set, val_set)),
+    )
+    trainer = Trainer(
+        lambda: build_model(model, settings.network, text_width),
+        train_set,
+        val_set,
+        settings.train,
+        state=folder / "trainer",
+        identity=identity,
+    )
+    with (
+        tracking.training_run(model, settings.model_dump()) as record,
+        progress(f"train {model}:", unit="epochs") as advance,
+    ):
+        trained = trainer.run(resume=resume, log=record.epoch, advance=advance)
+        card = ModelCard(
+            name=model,
+            frames=settings.frames,
+            text=settings.text,
+            network=settings.network,
+            text_width=text_width,
+            stem_hash=stem_hash(model),
+            training={
+                "best_epoch": trained.epoch,
+                "val_score": round(trained.score, 6),
+                "loss_weights": {name: round(value, 6) for name, value in trained.loss_weights.items()},
+                "clips": len(train_set),
+                "prompts": len(set(train_set.prompts)),
+            },
+        )
+        save_checkpoint(folder, card, trained.tensors)
+        record.finish(checkpoint_id(folder))
+    return f"train {model}: best epoch {trained.epoch} of {len(trained.history)}, validation score {trained.score:.3f}"

@@ -1,0 +1,139 @@
+"""A checkpoint on disk: a folder with what training changed, and how to rebuild the rest.
+
+    model.safetensors          the trained tensors, and nothing of the frozen stem
+    model.json                 name, settings, text width, hash of the stem's weights, how training went
+    trainer/state.safetensors  what a resumed run needs (`loop.py` writes it); never served
+
+Every file is written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qualivision.cache import file_hash, write_atomically
+from qualivision.errors import QualiVisionError
+from qualivision.settings import FrameSpec, NetworkSettings, TextSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from qualivision.models.quality import QualityModel
+
+WEIGHTS = "model.safetensors"
+CARD = "model.json"
+FROZEN = "encoder.frozen."
+
+
+class CheckpointError(QualiVisionError):
+    """A checkpoint that can't be used: names the folder and the way out."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What `model.json` says."""
+
+    name: str
+    frames: FrameSpec
+    text: TextSettings
+    network: NetworkSettings
+    text_width: int
+    stem_hash: str
+    """SHA-256 of the published weights under the trained part."""
+    training: dict[str, Any]
+
+    def to_json(self) -> str:
+        """As stored."""
+        values = asdict(self) | {
+            "frames": self.frames.model_dump(),
+            "text": self.text.model_dump(),
+            "network": self.network.model_dump(),
+        }
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What training changes or measures: everything but the frozen stem; on the CPU."""
+    return {
+        name: value.detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if not name.startswith(FROZEN)
+    }
+
+
+def save_checkpoint(folder: Path, card: ModelCard, tensors: dict[str, Tensor]) -> None:
+    """Write `model.safetensors` and `model.json`."""
+    from safetensors.torch import save
+
+    write_atomically(folder / WEIGHTS, save(tensors))
+    write_atomically(folder / CARD, card.to_json().encode())
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Read `model.json`. Raises CheckpointError when there is none or it is not ours."""
+    path = folder / CARD
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return ModelCard(
+            **values
+            | {
+                "frames": FrameSpec(**values["frames"]),
+                "text": TextSettings(**values["text"]),
+                "network": NetworkSettings(**values["network"]),
+            }
+        )
+    except FileNotFoundError as err:
+        raise CheckpointError(f"{folder}: is no checkpoint ({CARD} is missing); `dvc repro train` makes one") from err
+    except (ValueError, TypeError, KeyError) as err:
+        raise CheckpointError(f"{path}: can't be read: {err}") from err
+
+
+def load_checkpoint(folder: Path, *, with_stem: bool) -> tuple[QualityModel, ModelCard]:
+    """Rebuild a model.
+
+    Args:
+        folder: a checkpoint.
+        with_stem: load the frozen stem too, to score frames; without it only cached activations can be scored.
+    Returns:
+        The model in evaluation mode, and its card.
+    Raises:
+        CheckpointError: not a checkpoint, damaged, tensors that don't fit, or another stem than in training.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from qualivision.models.factory import build_model, build_stem, stem_hash
+
+    card = read_card(folder)
+    if (here := stem_hash(card.name)) != card.stem_hash:
+        raise CheckpointError(
+            f"{folder}: was trained on stem weights {card.stem_hash[:12]}, here are {here[:12]}; "
+            "install the versions of requirements.lock, or train again"
+        )
+    stem = build_stem(card.name) if with_stem else None
+    model = build_model(card.name, card.network, card.text_width, stem=stem)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as err:
+        raise CheckpointError(f"{folder / WEIGHTS}: can't be read: {err}") from err
+    load_trained(model, tensors, folder / WEIGHTS)
+    return model.eval(), card
+
+
+def load_trained(model: QualityModel, tensors: dict[str, Tensor], source: Path) -> None:
+    """Put trained tensors into a model; all of them and no others, or CheckpointError."""
+    result = model.load_state_dict(tensors, strict=False)
+    missing = [name for name in result.missing_keys if not name.startswith(FROZEN)]
+    if missing or result.unexpected_keys:
+        raise CheckpointError(
+            f"{source}: does not fit this version of the model: missing {missing[:5]}, "
+            f"unexpected {list(result.unexpected_keys)[:5]}; train again"
+        )
+
+
+def checkpoint_id(folder: Path) -> str:
+    """What names a checkpoint everywhere else (MLflow runs, the registry): SHA-256 of its trained tensors."""
+    return file_hash(folder / WEIGHTS)

@@ -1,0 +1,142 @@
+"""What a model learns from: the clips of a split with their activations, prompt embeddings and ratings.
+
+Reads the label table, the stem cache and the prompt cache; a clip that one of them lacks is an error with its name.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from qualivision.cache import CacheError
+from qualivision.frames import clip_name
+from qualivision.labels import MOS_COLUMNS, graded_alignment, has_mos, labels_path, ratings_path, read_labels
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from qualivision.cache import Cache
+    from qualivision.models.quality import Activations
+    from qualivision.prompts import Embeddings
+
+HELD_BYTES = 2 << 30
+"""Up to so many bytes of activations are kept in memory; the rest is read again in each epoch."""
+
+
+@dataclass
+class Batch:
+    """Some clips of a split; B clips, Dt text channels."""
+
+    names: list[str]
+    activations: Activations
+    text: Tensor
+    """(B, Dt)"""
+    mos: Tensor
+    """(B, 5), NaN where the table has no MOS"""
+    own: Tensor
+    """(B, B) bool: prompt j is the one of clip i"""
+    known: Tensor
+    """(B, B): Alignment of clip i with prompt j, where it is known; else NaN"""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            self.names,
+            {name: value.to(device) for name, value in self.activations.items()},
+            *(tensor.to(device) for tensor in (self.text, self.mos, self.own, self.known)),
+        )
+
+
+class ClipSet(Dataset[int]):
+    """The labelled clips of one split.
+
+    Args:
+        data: the data folder.
+        split: train, val or test.
+        stems: the model's stem cache.
+        embeddings: {prompt: vector} from the prompt cache.
+    Raises:
+        LabelError: the table can't be read.
+        CacheError: a clip or a prompt is not in the caches.
+    """
+
+    def __init__(self, data: Path, split: str, stems: Cache, embeddings: dict[str, Embeddings]) -> None:
+        self.table = read_labels(labels_path(data, split), require_mos=split != "test")
+        self.stems = stems
+        index = stems.index()
+        clips = [clip_name(split, name) for name in self.table["video_name"]]
+        for clip, prompt in zip(clips, self.table["Prompt"], strict=True):
+            if clip not in index:
+                raise CacheError(f"{clip}: is not in {stems.folder}; run `{stems.stage}`")
+            if prompt not in embeddings:
+                raise CacheError(f"{clip}: its prompt is not in the prompt cache; run `qualivision prompts`")
+        self.keys = [index[clip] for clip in clips]
+        self.prompts: list[str] = self.table["Prompt"].tolist()
+        self.text = torch.from_numpy(np.stack([embeddings[prompt] for prompt in self.prompts]))
+        mos = self.table[list(MOS_COLUMNS)].to_numpy(np.float32) if has_mos(self.table) else None
+        self.mos = torch.full((len(clips), len(MOS_COLUMNS)), torch.nan) if mos is None else torch.from_numpy(mos)
+        self.content = _known_content(ratings_path(data, split), self.table)
+        self._held: dict[int, Activations] = {}
+        self._held_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, row: int) -> int:
+        """The row itself: `collate` fetches whole batches."""
+        return row
+
+    def activations(self, row: int) -> Activations:
+        """The stem's activations of one clip, without a batch axis."""
+        if row in self._held:
+            return self._held[row]
+        arrays = self.stems.read(self.keys[row])
+        size = sum(array.nbytes for array in arrays.values())
+        activations = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if self._held_bytes + size <= HELD_BYTES:
+            self._held[row] = activations
+            self._held_bytes += size
+        return activations
+
+    def collate(self, rows: list[int]) -> Batch:
+        """A batch of the given rows."""
+        each = [self.activations(row) for row in rows]
+        own = [[self.prompts[clip] == self.prompts[other] for other in rows] for clip in rows]
+        return Batch(
+            names=[self.table["video_name"].iloc[row] for row in rows],
+            activations={name: torch.stack([clip[name] for clip in each]) for name in each[0]},
+            text=self.text[rows],
+            mos=self.mos[rows],
+            own=torch.tensor(own),
+            known=self._known_alignment(rows),
+        )
+
+    def _known_alignment(self, rows: list[int]) -> Tensor:
+        known = torch.full((len(rows), len(rows)), torch.nan)
+        for i, clip in enumerate(rows):
+            for j, other in enumerate(rows):
+                asks, shows = self.content[other][0], self.content[clip][1]
+                if asks and shows:
+                    known[i, j] = graded_alignment(asks, shows)
+        return known
+
+
+def _known_content(path: Path, table: pd.DataFrame) -> list[tuple[dict[str, str], dict[str, str]]]:
+    """For each clip what its prompt asks and what it shows, where the ratings table says so; else empty."""
+    import pandas as pd
+
+    nothing: list[tuple[dict[str, str], dict[str, str]]] = [({}, {})] * len(table)
+    if not path.exists():
+        return nothing
+    ratings: Any = pd.read_csv(path)
+    if not {"video_name", "asks", "shows"} <= set(ratings.columns):
+        return nothing
+    by_name = {row.video_name: (json.loads(row.asks), json.loads(row.shows)) for row in ratings.itertuples(index=False)}
+    return [by_name.get(name, ({}, {})) for name in table["video_name"]]
