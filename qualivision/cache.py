@@ -81,12 +81,16 @@ class Cache:
             raise CacheError(f"{path}: no such file; run `{self.stage}` first") from err
         except ValueError as err:
             raise CacheError(f"{path}: is damaged; run `{self.stage}` again") from err
+        if not isinstance(index, dict):
+            raise CacheError(f"{path}: is damaged; run `{self.stage}` again")
         return index
 
     def write(self, key: str, arrays: Arrays) -> None:
         """Write one entry; a reader never sees half of it."""
+        import numpy as np
         from safetensors.numpy import save
 
+        arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}  # strided ones are refused
         write_atomically(self.path(key), save(arrays, metadata={"checksum": _checksum(arrays)}))
 
     def read(self, key: str) -> Arrays:
@@ -214,11 +218,15 @@ def in_processes(
     else:
         # spawn: a forked child of a process with threads (torch, decord) may hang.
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-            for future in as_completed([pool.submit(work, *job) for job in jobs]):
-                try:
-                    yield future.result()
-                except Exception as err:  # noqa: BLE001 - raised below, with the others
-                    failures.append(err)
+            try:
+                for future in as_completed([pool.submit(work, *job) for job in jobs]):
+                    try:
+                        yield future.result()
+                    except Exception as err:  # noqa: BLE001 - raised below, with the others
+                        failures.append(err)
+            except BaseException:  # whoever asked has stopped asking (Ctrl-C, a full disk): so do the workers
+                pool.shutdown(cancel_futures=True)
+                raise
     if len(failures) == 1:
         raise failures[0]
     if failures:

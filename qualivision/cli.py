@@ -222,8 +222,7 @@ def _print_scores(scored: list[Scores]) -> None:
         column.justify = "right"
     for row in scored:
         table.add_row(Path(row.video).name, row.prompt, *(f"{row[name]:.2f}" for name in DIMENSIONS))
-    console = Console()
-    console.print(table, width=max(console.width, 110))
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 def main() -> None:

@@ -15,18 +15,19 @@ STATE = Path("state")
 """Everything that is neither data nor a DVC output: MLflow's store, Prefect's home, download and font caches."""
 
 
-def prepare() -> None:
-    """Keep all state under `state/` of the working folder, and switch telemetry off."""
-    state = STATE.absolute()
+def prepare(state: Path = STATE) -> None:
+    """Keep all state under a folder, by default `state/` of the working folder, and switch telemetry off."""
+    state = state.absolute()
     defaults = {
         "DO_NOT_TRACK": "true",
         "GX_ANALYTICS_ENABLED": "false",
         "HF_HOME": f"{state}/huggingface",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MPLCONFIGDIR": f"{state}/matplotlib",
         "PREFECT_HOME": f"{state}/prefect",
-        "PREFECT_LOGGING_LEVEL": "WARNING",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "TOKENIZERS_PARALLELISM": "false",
     }

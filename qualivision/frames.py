@@ -6,12 +6,13 @@ Owns what the keys of the two caches depend on and how they are filled. Files an
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qualivision import video
 from qualivision.cache import Cache, Filled, file_hash, in_processes, make_key
-from qualivision.labels import SPLITS, videos_dir
+from qualivision.labels import SPLITS, labels_path, read_labels, videos_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from qualivision.progress import Advance
     from qualivision.settings import FrameSpec
 
-VIDEO_SUFFIXES = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
+    MakeStem = Callable[[], Callable[[Arrays], Arrays]]
 
 
 def frame_cache(folder: Path, model: str) -> Cache:
@@ -38,30 +39,38 @@ def clip_name(split: str, video_name: str) -> str:
     return f"{split}/videos/{video_name}"
 
 
-def all_videos(data: Path) -> dict[str, Path]:
-    """{clip: file} of every video of a data set, whether it has a label or not."""
+def labelled_videos(data: Path) -> dict[str, Path]:
+    """{clip: file} of every row of a data set's label tables. Raises LabelError."""
     return {
-        clip_name(split, path.name): path
+        clip_name(split, name): videos_dir(data, split) / name
         for split in SPLITS
-        for path in sorted(videos_dir(data, split).glob("*"))
-        if path.suffix.lower() in VIDEO_SUFFIXES
+        for name in read_labels(labels_path(data, split), require_mos=False)["video_name"]
     }
 
 
 def fill_frames(cache: Cache, data: Path, spec: FrameSpec, *, advance: Advance, workers: int | None = None) -> Filled:
-    """Decode the videos that the frame cache lacks.
+    """Decode the labelled videos that the frame cache lacks.
 
     Raises:
+        LabelError: a label table that can't be read.
         VideoError: a video that can't be read (several: an ExceptionGroup of them); all others are cached by then.
     """
-    videos = all_videos(data)
-    wanted = {clip: make_key(file_hash(path), spec, video.READER_VERSION) for clip, path in videos.items()}
+    videos = labelled_videos(data)
+    wanted = {clip: make_key(_content(path), spec, video.READER_VERSION) for clip, path in videos.items()}
 
     def missing(clips: list[str]) -> Iterator[object]:
         jobs = [(cache, wanted[clip], videos[clip], spec) for clip in clips]
         yield from in_processes(_decode_one, jobs, workers=workers)
 
     return cache.fill(wanted, missing, advance=advance)
+
+
+def _content(path: Path) -> str:
+    """What a video's key goes by; of a file that can't be read its name, so that decoding gets to say what is wrong."""
+    try:
+        return file_hash(path)
+    except OSError:
+        return str(path)
 
 
 def _decode_one(cache: Cache, key: str, path: Path, spec: FrameSpec) -> None:
@@ -72,9 +81,10 @@ def fill_stems(
     cache: Cache,
     frames: Cache,
     fingerprint: str,
-    make_stem: Callable[[], Callable[[Arrays], Arrays]],
+    make_stem: MakeStem,
     *,
     advance: Advance,
+    workers: int | None = None,
 ) -> Filled:
     """Run a model's frozen stem over the clips that the stem cache lacks.
 
@@ -82,19 +92,28 @@ def fill_stems(
         cache: the stem cache to fill.
         frames: the model's frame cache, filled.
         fingerprint: names the stem's code and weights; another one makes every entry again.
-        make_stem: loads the stem, which takes one entry of the frame cache to one of the stem cache; called only when
-            a clip needs it.
+        make_stem: loads the stem, which takes one entry of the frame cache to one of the stem cache; called once in each
+            process that has a clip to encode, so it has to be hashable and to survive pickling.
         advance: told of the progress.
+        workers: processes; by default one for each core.
     """
     index = frames.index()
     wanted = {clip: make_key(key, fingerprint) for clip, key in index.items()}
 
     def missing(clips: list[str]) -> Iterator[object]:
-        if not clips:
-            return
-        stem = make_stem()
-        for clip in clips:
-            cache.write(wanted[clip], stem(frames.read(index[clip])))
-            yield clip
+        jobs = [(make_stem, frames, index[clip], cache, wanted[clip]) for clip in clips]
+        yield from in_processes(_encode_one, jobs, workers=workers)
 
-    return cache.fill(wanted, missing, advance=advance)
+    try:
+        return cache.fill(wanted, missing, advance=advance)
+    finally:
+        _loaded.cache_clear()
+
+
+@lru_cache(maxsize=1)
+def _loaded(make_stem: MakeStem) -> Callable[[Arrays], Arrays]:
+    return make_stem()
+
+
+def _encode_one(make_stem: MakeStem, frames: Cache, source: str, cache: Cache, key: str) -> None:
+    cache.write(key, _loaded(make_stem)(frames.read(source)))

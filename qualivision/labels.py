@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DIMENSIONS: Final = ("Traditional", "Alignment", "Aesthetic", "Temporal", "Overall")
 MOS_COLUMNS: Final = tuple(f"{dimension}_MOS" for dimension in DIMENSIONS)
+NO_MOS: Final = ("", "NA", "NaN", "nan")
+"""What stands in a table where a rating is missing."""
 MOS_MIN: Final = 1.0
 MOS_MAX: Final = 5.0
 SPLITS: Final = ("train", "val", "test")
@@ -75,9 +77,18 @@ def read_labels(path: Path, *, require_mos: bool = True) -> pd.DataFrame:
     if not path.is_file():
         raise LabelError(f"{path}: no such label table")
     try:
-        table = pd.read_csv(path, dtype={"video_name": str, "Prompt": str}, encoding="utf-8")
+        # Only an empty MOS is missing; a prompt may well be "None" or "null".
+        table = pd.read_csv(
+            path,
+            dtype={"video_name": str, "Prompt": str},
+            keep_default_na=False,
+            na_values={column: list(NO_MOS) for column in MOS_COLUMNS},
+            encoding="utf-8",
+        )
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as err:
-        raise LabelError(f"{path}: not a UTF-8 CSV table: {err}") from err
+        raise LabelError(f"{path}: not a UTF-8 CSV table: {str(err).strip()}") from err
+    if not isinstance(table.index, pd.RangeIndex):  # pandas then takes the first column for row names
+        raise LabelError(f"{path}: rows have more cells than the header; put a prompt that holds a comma in quotes")
     wanted = ("video_name", "Prompt", *(MOS_COLUMNS if require_mos else ()))
     missing = [column for column in wanted if column not in table]
     if missing:

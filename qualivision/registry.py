@@ -58,20 +58,20 @@ def register(checkpoint: Path, metrics_file: Path, settings: RegistrySettings) -
         metrics_file: the `metrics.json` of its evaluation, stored with the model.
         settings: the `registry` section.
     Raises:
-        RegistryError: no evaluation.
+        RegistryError: no evaluation, or a file that is none.
         CheckpointError: not a checkpoint.
     """
     from qualivision.training.checkpoint import checkpoint_id, read_card
 
     card = read_card(checkpoint)
-    metrics = _read_metrics(metrics_file)
+    scores = _read_scores(metrics_file)
     store = tracking.client()
     identity = checkpoint_id(checkpoint)
     for found in _versions(store, settings.name):
         if found.tags.get(tracking.CHECKPOINT_TAG) == identity:
             return Registered(settings.name, int(found.version), new=False)
-    run_id = tracking.run_of(store, identity)
-    info = _log_model(checkpoint, metrics_file, run_id)
+    with tracking.checkpoint_run(card.name, identity, name=f"register-{card.name}") as run_id:
+        info = _log_model(checkpoint, metrics_file)
     if not _exists(store, settings.name):
         store.create_registered_model(settings.name)
     version = store.create_model_version(
@@ -83,8 +83,7 @@ def register(checkpoint: Path, metrics_file: Path, settings: RegistrySettings) -
             "qualivision.model": card.name,
             "qualivision.frames": str(card.frames),
             "qualivision.dimensions": ",".join(DIMENSIONS),
-            "qualivision.overall_vquala": str(metrics["Overall"]["VQualA"]),
-            "qualivision.overall_no_video": str(metrics["no_video"]["Overall"]["VQualA"]),
+            **scores,
         },
     )
     store.set_registered_model_alias(settings.name, CHALLENGER, version.version)
@@ -140,11 +139,16 @@ def fetch(uri: str | None) -> tuple[Path, str]:
         uri = f"models:/{name}@{CHAMPION}"
     try:
         version = _resolve(store, uri)
-        resolved = uri if version is None else f"models:/{version.name}/{version.version}"
-        folder = Path(mlflow.artifacts.download_artifacts(resolved)) / "artifacts" / _CHECKPOINT_ARTIFACT
     except MlflowException as err:
         hint = HOW_TO_GET_ONE if uri.endswith(f"@{CHAMPION}") else str(err).splitlines()[0]
         raise ModelNotFoundError(f"{uri}: {hint}") from err
+    resolved = uri if version is None else f"models:/{version.name}/{version.version}"
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(resolved)) / "artifacts" / _CHECKPOINT_ARTIFACT
+    except (MlflowException, OSError) as err:
+        raise ModelNotFoundError(f"{resolved}: its files can't be read: {str(err).splitlines()[0]}") from err
+    if not all((folder / name).is_file() for name in _SERVED):
+        raise ModelNotFoundError(f"{resolved}: holds no checkpoint of QualiVision")
     recorded = version.tags.get(tracking.CHECKPOINT_TAG) if version else None
     if version and checkpoint_id(folder) != recorded:
         raise RegistryError(
@@ -164,9 +168,10 @@ def _resolve(store: MlflowClient, uri: str) -> ModelVersion | None:
     return store.get_model_version(name, version) if version.isdigit() else None
 
 
-def _log_model(checkpoint: Path, metrics_file: Path, run_id: str | None) -> Any:
-    """Log the pyfunc to the run that trained it: the served files, our package, and what it needs."""
+def _log_model(checkpoint: Path, metrics_file: Path) -> Any:
+    """Log the pyfunc to the active run: the served files, our package, and what it needs."""
     import tempfile
+    import warnings
 
     import mlflow
     from mlflow.models import ModelSignature
@@ -179,7 +184,9 @@ def _log_model(checkpoint: Path, metrics_file: Path, run_id: str | None) -> Any:
         inputs=Schema([ColSpec(DataType.string, "video"), ColSpec(DataType.string, "prompt")]),
         outputs=Schema([ColSpec(DataType.double, dimension) for dimension in DIMENSIONS]),
     )
-    with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run_id):
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        # MLflow asks for an example, and given one it loads the model to score it: there is no such video.
+        warnings.filterwarnings("ignore", message=".*input example was not provided")
         served = Path(scratch) / _CHECKPOINT_ARTIFACT
         served.mkdir()
         for name in _SERVED:
@@ -230,12 +237,18 @@ def _requirements() -> list[str]:
     return pins
 
 
-def _read_metrics(path: Path) -> dict[str, Any]:
+def _read_scores(path: Path) -> dict[str, str]:
+    """What the gate of `promote` goes by, as tags."""
     try:
-        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            "qualivision.overall_vquala": str(metrics["Overall"]["VQualA"]),
+            "qualivision.overall_no_video": str(metrics["no_video"]["Overall"]["VQualA"]),
+        }
     except FileNotFoundError as err:
         raise RegistryError(f"{path}: no such file; a model is registered after `dvc repro evaluate`") from err
-    return metrics
+    except (ValueError, KeyError, TypeError) as err:
+        raise RegistryError(f"{path}: is no metrics.json of an evaluation; run `dvc repro evaluate` again") from err
 
 
 def _versions(store: MlflowClient, name: str) -> list[ModelVersion]:

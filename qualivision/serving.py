@@ -13,6 +13,7 @@ import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from qualivision.labels import DIMENSIONS
+from qualivision.prompts import PromptError
 from qualivision.scoring import Scorer
 
 
@@ -30,11 +31,13 @@ class QualityScorer(PythonModel):
 
         Raises:
             VideoError: a video can't be read; the message names it.
+            PromptError: a prompt is missing or blank.
         """
-        rows = [
-            dict(self._scorer.score(str(video), prompt=str(prompt)).values)
-            for video, prompt in zip(model_input["video"], model_input["prompt"], strict=True)
-        ]
+        items = list(zip(model_input["video"], model_input["prompt"], strict=True))
+        for video, prompt in items:
+            if not isinstance(prompt, str):  # null in the request; as text it would be scored against "None"
+                raise PromptError(f"{video}: has no prompt; a score is always against a prompt")
+        rows = [dict(self._scorer.score(str(video), prompt=prompt).values) for video, prompt in items]
         return pd.DataFrame(rows, columns=list(DIMENSIONS))
 
 

@@ -7,15 +7,13 @@ Owns every setting's name, range and default meaning; an unknown key, a wrong ty
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qualivision.errors import QualiVisionError
 
 PARAMS_FILE = Path("params.yaml")
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class SettingsError(QualiVisionError, ValueError):
@@ -47,7 +45,9 @@ class FrameSpec(Section):
 class TextSettings(Section):
     """The frozen sentence encoder of the prompts."""
 
-    encoder: str = Field(description="'all-MiniLM-L6-v2' (in a package), a folder, or a name on the model hub")
+    encoder: str = Field(
+        min_length=1, description="'all-MiniLM-L6-v2' (in a package), a folder, or a name on the model hub"
+    )
 
 
 class NetworkSettings(Section):
@@ -155,8 +155,8 @@ def load_settings(path: Path = PARAMS_FILE) -> Settings:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
         raise SettingsError(f"{path}: no such file; run this in the folder that holds {path.name}") from err
-    except yaml.YAMLError as err:
-        raise SettingsError(f"{path}: not valid YAML: {err}") from err
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise SettingsError(f"{path}: not valid YAML: {' '.join(str(err).split())}") from err
     try:
         return Settings.model_validate(values)
     except ValidationError as err:

@@ -92,15 +92,31 @@ def run_of(store: MlflowClient, checkpoint: str) -> str | None:
     return str(runs[0].info.run_id) if runs else None
 
 
+@contextmanager
+def checkpoint_run(model: str, checkpoint: str, *, name: str) -> Iterator[str]:
+    """The run that made a checkpoint, active again, or a new one of the given name (a checkpoint from elsewhere).
+
+    Args:
+        model: its name in `params.yaml`.
+        checkpoint: its hash.
+        name: of the run, if a new one is needed.
+    Returns:
+        The run's id.
+    """
+    import mlflow
+
+    run_id = run_of(client(), checkpoint)
+    with mlflow.start_run(run_id=run_id, run_name=None if run_id else name) as run:
+        if run_id is None:
+            mlflow.set_tags({"qualivision.model": model, CHECKPOINT_TAG: checkpoint})
+        yield run.info.run_id
+
+
 def log_evaluation(model: str, checkpoint: str, metrics: Mapping[str, Any], folder: Path) -> None:
     """Log test metrics and the report's files to the run that made the checkpoint, or to a new one."""
     import mlflow
 
-    store = client()
-    run_id = run_of(store, checkpoint)
-    with mlflow.start_run(run_id=run_id, run_name=None if run_id else f"evaluate-{model}"):
-        if run_id is None:
-            mlflow.set_tags({"qualivision.model": model, CHECKPOINT_TAG: checkpoint})
+    with checkpoint_run(model, checkpoint, name=f"evaluate-{model}"):
         numbers = {
             f"test_{name}": value
             for name, value in _flat({key: metrics[key] for key in (*DIMENSIONS, "mean")})

@@ -6,6 +6,7 @@ one resize that training, evaluation and serving share. Knows nothing of caches,
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,6 @@ import numpy as np
 from qualivision.errors import QualiVisionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy.typing as npt
@@ -84,8 +84,7 @@ def read_frames(path: Path, spec: FrameSpec) -> Frames:
 def sample(path: Path, count: int) -> Frames:
     """The uniform frames of a video at its own size: (count, H, W, 3) uint8, RGB. Raises VideoError."""
     _check_file(path)
-    with _opened(path):  # a file that FFmpeg can't even open is refused here, with its reason and no noise from decord
-        pass
+    _count_packets(path)  # what can't be opened or was cut off is refused here: decord is noisy, or says nothing
     try:
         return _sample_with_decord(path, count)
     except (ImportError, _NoDecoder):
@@ -105,12 +104,13 @@ def resize(frames: Frames, height: int, width: int) -> Frames:
 
 
 def probe(path: Path) -> VideoInfo:
-    """What the container says, after its first frame has been decoded; reads only the head and the index of a file.
+    """What the container says, after its packets have been counted and its first frame has been decoded.
 
     Raises:
         VideoError: as `read_frames`, as far as the first frame shows it.
     """
     _check_file(path)
+    packets = _count_packets(path)
     with _opened(path) as container:
         stream = container.streams.video[0]
         if next(container.decode(stream), None) is None:
@@ -118,7 +118,7 @@ def probe(path: Path) -> VideoInfo:
         context = stream.codec_context
         return VideoInfo(
             codec=context.codec.canonical_name,
-            frames=stream.frames or _count_packets(path),
+            frames=stream.frames or packets,
             width=context.width,
             height=context.height,
             fps=float(stream.average_rate or stream.guessed_rate or 0),
@@ -141,11 +141,15 @@ class _NoDecoder(Exception):
 
 
 def _check_file(path: Path) -> None:
-    if not path.exists():
-        raise VideoError(path, "no such file")
-    if not path.is_file():
+    try:
+        found = path.stat()
+    except FileNotFoundError as err:
+        raise VideoError(path, "no such file") from err
+    except OSError as err:
+        raise VideoError(path, f"can't be read: {err.strerror}") from err
+    if not stat.S_ISREG(found.st_mode):
         raise VideoError(path, "is not a file")
-    if path.stat().st_size == 0:
+    if found.st_size == 0:
         raise VideoError(path, "is empty (0 bytes)")
 
 
@@ -154,7 +158,7 @@ def _sample_with_decord(path: Path, count: int) -> Frames:
 
     decord.logging.set_level(decord.logging.QUIET)
     try:
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        reader = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
         indices = frame_indices(len(reader), count)
         # Each frame once, however often a short video repeats it.
         distinct, position = np.unique(indices, return_inverse=True)
@@ -175,10 +179,12 @@ class _opened:
 
         self._level = av.logging.get_level()
         av.logging.set_level(av.logging.ERROR)
+        av.logging.set_skip_repeated(False)  # or the second file that is broken in the same way gives no reason
         self._log = av.logging.Capture()
         self._lines = self._log.__enter__()
         try:
-            self._container = av.open(str(self.path))
+            # Absolute, for FFmpeg takes "take2:final.mp4" for an address.
+            self._container = av.open(str(self.path.absolute()))
         except (av.error.FFmpegError, OSError, ValueError) as err:
             self._stop_logging()
             raise VideoError(self.path, self._cause(err)) from err
@@ -201,32 +207,51 @@ class _opened:
         if isinstance(err, av.error.FFmpegError):
             raise VideoError(self.path, self._cause(err)) from err
 
+    def said(self) -> list[str]:
+        """The errors that FFmpeg has logged so far."""
+        return [line[2].strip() for line in self._lines if line[0] <= 16 and line[2].strip()]
+
     def _cause(self, err: Exception) -> str:
         """What FFmpeg logged last says more than its error code ("moov atom not found")."""
-        said = [line[2].strip() for line in self._lines if line[0] <= 16 and line[2].strip()]
+        said = self.said()
         text = getattr(err, "strerror", None) or str(err)
         return f"can't be decoded: {text[0].lower()}{text[1:]}" + (f" ({said[-1]})" if said else "")
 
 
 def _count_packets(path: Path) -> int:
-    with _opened(path) as container:
-        return sum(1 for packet in container.demux(container.streams.video[0]) if packet.size)
+    """How many packets the first video stream has. Raises VideoError, also for a file that was cut off.
+
+    FFmpeg reads what is left of such a file as if it were all: a clip whose copy broke off would count as a short one.
+    """
+    opened = _opened(path)
+    with opened as container:
+        stream = container.streams.video[0]
+        packets, torn = 0, False
+        for packet in container.demux(stream):
+            packets += packet.size > 0
+            torn = torn or packet.is_corrupt
+        # An MP4 says where its packets lie, a Matroska file only logs it.
+        size = path.stat().st_size
+        torn = torn or any(entry.pos + entry.size > size for entry in stream.index_entries)
+        torn = torn or "File ended prematurely" in opened.said()
+    if torn:
+        raise VideoError(path, "is cut off: a part of it is missing")
+    return packets
 
 
 def _keep(path: Path, indices: npt.NDArray[np.int64]) -> tuple[Frames, int]:
     """The frames at the given ascending indices, and how many frames the file really has."""
     kept: list[Frames] = []
     decoded = 0
-    for decoded, frame in enumerate(_decode(path), start=1):
-        if len(kept) < len(indices) and indices[len(kept)] == decoded - 1:
-            picture = frame.to_ndarray(format="rgb24")
-            while len(kept) < len(indices) and indices[len(kept)] == decoded - 1:
-                kept.append(picture)
-    return np.stack(kept) if len(kept) == len(indices) else np.empty((0, 0, 0, 3), np.uint8), decoded
-
-
-def _decode(path: Path) -> Iterator[Any]:
     with _opened(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        yield from container.decode(stream)
+        for decoded, frame in enumerate(container.decode(stream), start=1):
+            if len(kept) == len(indices) or indices[len(kept)] != decoded - 1:
+                continue
+            # A stream may change its size on the way; the frames keep that of the first.
+            height, width = kept[0].shape[:2] if kept else (frame.height, frame.width)
+            picture = frame.to_ndarray(format="rgb24", width=width, height=height)
+            while len(kept) < len(indices) and indices[len(kept)] == decoded - 1:
+                kept.append(picture)
+    return np.stack(kept) if len(kept) == len(indices) else np.empty((0, 0, 0, 3), np.uint8), decoded

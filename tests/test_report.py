@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from qualivision.evaluation.metrics import METRICS, agreement
-from qualivision.evaluation.report import TrainSide, _generator_styles, table, write_report
+from qualivision.evaluation.pictures import generator_styles
+from qualivision.evaluation.report import TrainSide, table, write_report
 from qualivision.labels import DIMENSIONS, MOS_COLUMNS
 
 FILES = ["comparison.png", "metrics.json", "predictions.csv", "scatter.png"]
@@ -58,7 +59,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests about numbers: drawing takes most of a report's time."""
-    monkeypatch.setattr("qualivision.evaluation.report._save_picture", lambda *_: None)
+    for picture in ("scatter", "comparison"):
+        monkeypatch.setattr(f"qualivision.evaluation.pictures.{picture}", lambda *_: b"")
 
 
 def test_report_writes_its_four_files_and_leaves_nothing_else(report):
@@ -191,7 +193,7 @@ def test_a_failed_picture_leaves_the_old_report_as_it_was(tmp_path, monkeypatch)
     def fails(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("qualivision.evaluation.report._draw_scatter", fails)
+    monkeypatch.setattr("qualivision.evaluation.pictures.comparison", fails)
     with pytest.raises(OSError, match="disk full"):
         write_report(tmp_path, **{**judged(), "model": "another"})
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
@@ -208,17 +210,17 @@ def test_pictures_are_pngs_without_a_date(report):
 
 def test_generators_have_colours_of_their_own_and_the_rarest_share_one():
     rows = pd.DataFrame({"video_name": ["A_1.mp4", "B_1.mp4", "A_2.mp4"]})
-    generators, styles = _generator_styles(rows)
+    generators, styles = generator_styles(rows)
     assert generators.tolist() == ["A", "B", "A"]
     assert len(set(styles.values())) == 2
 
     many = [f"g{i % 9}" for i in range(12)] + [None]
-    generators, styles = _generator_styles(pd.DataFrame({"video_name": ["x"] * 13, "generator": many}))
+    generators, styles = generator_styles(pd.DataFrame({"video_name": ["x"] * 13, "generator": many}))
     assert list(styles) == ["g0", "g1", "g2", "g3", "g4", "others", ""]
     assert len(set(styles.values())) == 7
     assert generators.tolist()[5:9] == ["others"] * 4
 
-    generators, styles = _generator_styles(pd.DataFrame({"video_name": ["clip.mp4", "A_1.mp4"]}))
+    generators, styles = generator_styles(pd.DataFrame({"video_name": ["clip.mp4", "A_1.mp4"]}))
     assert set(generators) == {""} == set(styles)
 
 

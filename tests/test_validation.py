@@ -17,11 +17,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qualivision.labels import MOS_COLUMNS, SPLITS, labels_path, read_labels, videos_dir
+from qualivision.labels import MOS_COLUMNS, NO_MOS, SPLITS, labels_path, read_labels, videos_dir
 from qualivision.settings import ValidateSettings
 from qualivision.validation import Finding, ValidationReport, validate, videos, write_report
 from qualivision.validation.report import shown
-from qualivision.validation.tables import NO_VALUE
 
 BOUNDS = ValidateSettings(min_frames=2, min_side_px=64, max_side_px=128, max_seconds=1.0, max_prompt_characters=40)
 HEADER = ["video_name", "Prompt", *MOS_COLUMNS]
@@ -159,9 +158,8 @@ BAD_CELLS = [
     ("Overall_MOS", "inf", "mos-not-a-number"),
     ("Prompt", "", "missing-prompt"),
     ("Prompt", "\u3000\u00a0", "missing-prompt"),
-    ("Prompt", "None", "missing-prompt"),
     ("Prompt", "x" * 41, "prompt-length"),
-    ("video_name", "NA", "missing-video-name"),
+    ("video_name", "", "missing-video-name"),
     ("video_name", "../A_train1.mp4", "bad-video-name"),
     ("video_name", "sub\\A_train1.mp4", "bad-video-name"),
     ("video_name", "A_train1.mp4 ", "bad-video-name"),
@@ -188,13 +186,13 @@ def test_good_cells_that_look_odd_are_fine_and_read_as_numbers(data: DataSet) ->
     assert list(read_labels(data.table("train"))[list(MOS_COLUMNS)].iloc[0]) == [3, 3, 1, 5, 5]
 
 
-def test_what_counts_as_no_value_is_what_pandas_reads_as_none(tmp_path: Path) -> None:
-    from pandas._libs.parsers import STR_NA_VALUES
-
-    assert STR_NA_VALUES - {""} == NO_VALUE
+def test_what_counts_as_no_mos_is_what_reading_takes_for_none(tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
-    table.write_text("\n".join(["video_name,Prompt", *(f"a.mp4,{text}" for text in sorted(NO_VALUE))]))
-    assert pd.isna(read_labels(table, require_mos=False)["Prompt"]).all()
+    rows = [f"a.mp4,None,{text},1,1,1,1" for text in NO_MOS]
+    table.write_text("\n".join([",".join(("video_name", "Prompt", *MOS_COLUMNS)), *rows]))
+    read = read_labels(table)
+    assert pd.isna(read[MOS_COLUMNS[0]]).all()
+    assert (read["Prompt"] == "None").all()
 
 
 def test_an_ending_that_is_no_videos_is_refused_though_ffmpeg_would_draw_it(data: DataSet) -> None:

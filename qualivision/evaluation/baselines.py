@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PENALTIES: Final = tuple(float(penalty) for penalty in np.logspace(-1, 3, 13))
 """Ridge penalties to choose from: 0.1 to 1000, in steps of a third of a decade."""
 
+NO_CEILING: Final = "not known, no single ratings"
+"""What `ceiling_source` says where there is none."""
+
 _FOLDS: Final = 5
 _MIN_ROWS: Final = 3
 
@@ -107,6 +110,25 @@ def noise_ceiling(ratings: pd.DataFrame, dimensions: Sequence[str] = DIMENSIONS)
         **found,
         MEAN: {part: _mean_part([entry[part] for entry in found.values()]) for part in ("truth", "raters")},
     }
+
+
+def ceiling_srocc(ceiling: dict[str, Any] | None, name: str) -> float | None:
+    """The SROCC that no model should pass: of the truth where it is known, else estimated from raters."""
+    if ceiling is None:
+        return None
+    if ceiling[name]["truth"] is not None:
+        return ceiling[name]["truth"]["SROCC"]
+    return None if ceiling[name]["raters"] is None else ceiling[name]["raters"]["bound_SROCC"]
+
+
+def ceiling_source(ceiling: dict[str, Any] | None) -> str:
+    """What the ceilings come from, in words."""
+    if all(ceiling_srocc(ceiling, name) is None for name in DIMENSIONS):
+        return NO_CEILING
+    truths = [ceiling is not None and ceiling[name]["truth"] is not None for name in DIMENSIONS]
+    if all(truths):
+        return "raters' mean against the truth"
+    return "truth where known, else single ratings" if any(truths) else "estimated from single ratings"
 
 
 def _ceiling(singles: Floats, truth: Floats | None) -> dict[str, Any]:

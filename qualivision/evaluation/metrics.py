@@ -1,6 +1,7 @@
 """Agreement of predicted with rated MOS: SROCC, PLCC, KROCC, RMSE, VQualA, and their bootstrap intervals.
 
 Owns the definitions of the five metrics, and the resampling of prompts. Knows no model and no file.
+Also the names of the columns with predictions, and how a number is shown.
 Contract: arrays in MOS units in, plain numbers out; a correlation that does not exist is None, never 0.0.
 """
 
@@ -21,6 +22,9 @@ METRICS: Final = ("SROCC", "PLCC", "KROCC", "RMSE", "VQualA")
 """Higher is better, except for RMSE (MOS units)."""
 MEAN: Final = "mean"
 """The name under which the plain mean over the five dimensions is reported."""
+
+PREDICTED_COLUMNS: Final = tuple(f"{dimension}_predicted" for dimension in DIMENSIONS)
+"""What a model says of a clip, in a table of predictions; beside them stand the MOS columns."""
 
 _MIN_ROWS: Final = 3
 _MIN_PROMPTS: Final = 2
@@ -212,6 +216,11 @@ class _Ranked:
         # Copies of a value share the mean of the places that they fill, as in scipy.stats.rankdata.
         ranks = np.cumsum(drawn, axis=1) - (drawn - 1) / 2 - (rows[:, None] + 1) / 2
         return ranks[:, self.value_of_row], rows**2 - (drawn**2).sum(axis=1)
+
+
+def shown(value: float | None) -> str:
+    """A metric for people: three decimals, or a dash where it does not exist."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _check_rows(x: Floats, y: Floats) -> None:

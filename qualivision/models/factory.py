@@ -26,6 +26,9 @@ def _lite_encoder(network: NetworkSettings, stem: nn.Module | None) -> Encoder:
     return LiteEncoder(network.width, network.dropout, stem)
 
 
+MODELS = ("lite",)
+"""The names that the functions here take."""
+
 _STEMS: dict[str, Callable[[], LiteStem]] = {"lite": LiteStem}
 _STEM_WEIGHTS: dict[str, Callable[[], Path]] = {"lite": weights_file}
 _ENCODERS: dict[str, Callable[[NetworkSettings, nn.Module | None], Encoder]] = {"lite": _lite_encoder}

@@ -146,7 +146,8 @@ class LiteEncoder(Encoder):
         self.frozen = stem
         self.image_norm = Standardise(IMAGE_CHANNELS)
         self.statistics_norm = Standardise(STATISTICS)
-        self.image = nn.Sequential(nn.Dropout(dropout), nn.Linear(IMAGE_CHANNELS, width))
+        self.image_dropout = nn.Dropout1d(dropout)
+        self.image = nn.Linear(IMAGE_CHANNELS, width)
         self.statistics = nn.Linear(STATISTICS, width)
         self.temporal = nn.ModuleList(_TemporalBlock(width, dropout) for _ in range(2))
         self.clip = nn.Sequential(
@@ -168,14 +169,23 @@ class LiteEncoder(Encoder):
         return activations
 
     def tokens(self, activations: Activations) -> Tensor:
-        """`image` (B, T, 1664) and `statistics` (B, T, 51) to (B, T / 2 + 1, D): pairs of frames, then the clip."""
+        """`image` (B, T, 1664) and `statistics` (B, T, 51) to (B, T / 4 + 1, D): every four frames, then the clip."""
         statistics = self.statistics_norm(activations["statistics"])
-        series = self.image(self.image_norm(activations["image"])) + self.statistics(statistics)
+        series = self.statistics(statistics)
         for block in self.temporal:
             series = block(series)
-        pairs = nn.functional.avg_pool1d(series.transpose(1, 2), 2, ceil_mode=True).transpose(1, 2)
-        tokens: Tensor = self.norm(torch.cat((pairs, self.clip(_summary(statistics)).unsqueeze(1)), 1))
+        image = self.image_norm(_every_four(activations["image"].float()))
+        # A channel is dropped for the whole clip: its neighbours in time would give it away.
+        image = self.image(self.image_dropout(image.transpose(1, 2)).transpose(1, 2))
+        tokens: Tensor = self.norm(
+            torch.cat((image + _every_four(series), self.clip(_summary(statistics)).unsqueeze(1)), 1)
+        )
         return tokens
+
+
+def _every_four(series: Tensor) -> Tensor:
+    """The mean of every four frames, (B, T, C) to (B, T / 4, C), the last of fewer where T is no multiple."""
+    return nn.functional.avg_pool1d(series.transpose(1, 2), 4, ceil_mode=True).transpose(1, 2)
 
 
 def _summary(series: Tensor) -> Tensor:
@@ -188,7 +198,7 @@ def _summary(series: Tensor) -> Tensor:
         series.amax(1),
         series.amin(1),
         step.abs().mean(1),
-        turn.abs().mean(1),
+        turn.abs().sum(1) / max(turn.shape[1], 1),  # two frames have one step and no turn
     )
     return torch.cat(parts, 1)
 

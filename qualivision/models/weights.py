@@ -27,7 +27,8 @@ def load_in_order(module: nn.Module, path: Path) -> None:
         module: gets every one of its parameters and buffers from the file.
         path: a `.pth` holding a flat state dict.
     Raises:
-        WeightsError: no such file, another number of tensors, or a shape that differs.
+        WeightsError: no such file, one that can't be read or carries code, another number of tensors, or a shape that
+            differs.
     """
     theirs = _read_pth(path)
     ours = module.state_dict()
@@ -47,5 +48,10 @@ def load_in_order(module: nn.Module, path: Path) -> None:
 def _read_pth(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+    try:
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+    except Exception as err:  # torch has no error of its own for a file that is cut or carries code
+        raise WeightsError(
+            f"{path}: can't be read: {str(err).splitlines()[0] if str(err) else type(err).__name__}"
+        ) from err
     return state

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qualivision.frames import fill_stems, frame_cache, stem_cache
 from qualivision.progress import progress
+from qualivision.settings import load_settings
 from qualivision.stages import places
 
 if TYPE_CHECKING:
@@ -15,33 +17,43 @@ if TYPE_CHECKING:
 
 
 def run(model: str) -> str:
-    """Fill the stem cache. Raises CacheError when the frame cache is missing or damaged."""
+    """Fill the stem cache. Raises SettingsError, and CacheError when the frame cache is missing or damaged."""
+    import torch
+
     from qualivision.models.factory import stem_fingerprint
 
+    load_settings().model(model)  # refuses a name that is not there
     with progress(f"encode {model}: stem") as advance:
         done = fill_stems(
             stem_cache(places.stems_dir(model), model),
             frame_cache(places.frames_dir(model), model),
             stem_fingerprint(model),
-            lambda: load_stem(model),
+            Stem(model),
             advance=advance,
+            workers=1 if torch.cuda.is_available() else None,  # one process keeps a GPU busy
         )
     return f"encode {model}: {done}"
 
 
-def load_stem(model: str) -> Callable[[Arrays], Arrays]:
-    """A model's stem as a function on one clip's cached arrays; on the GPU when there is one."""
-    import torch
+@dataclass(frozen=True)
+class Stem:
+    """Loads a model's stem as a function on one clip's cached arrays; on the GPU when there is one."""
 
-    from qualivision.models.factory import build_stem
-    from qualivision.models.quality import frames_to_input
+    model: str
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stem = build_stem(model).to(device)
+    def __call__(self) -> Callable[[Arrays], Arrays]:
+        """Load it."""
+        import torch
 
-    @torch.inference_mode()
-    def activations(entry: Arrays) -> Arrays:
-        given = frames_to_input(entry["frames"]).to(device)
-        return {name: value[0].cpu().numpy() for name, value in stem(given).items()}
+        from qualivision.models.factory import build_stem
+        from qualivision.models.quality import frames_to_input
 
-    return activations
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        stem = build_stem(self.model).to(device)
+
+        @torch.inference_mode()
+        def activations(entry: Arrays) -> Arrays:
+            given = frames_to_input(entry["frames"]).to(device)
+            return {name: value[0].cpu().numpy() for name, value in stem(given).items()}
+
+        return activations

@@ -46,7 +46,7 @@ def run(model: str, *, resume: bool = False) -> str:
     )
     with (
         tracking.training_run(model, settings.model_dump()) as record,
-        progress(f"train {model}:", unit="epochs") as advance,
+        progress(f"train {model}", unit="epochs") as advance,
     ):
         trained = trainer.run(resume=resume, log=record.epoch, advance=advance)
         card = ModelCard(

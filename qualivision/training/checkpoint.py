@@ -68,6 +68,8 @@ def save_checkpoint(folder: Path, card: ModelCard, tensors: dict[str, Tensor]) -
     """Write `model.safetensors` and `model.json`."""
     from safetensors.torch import save
 
+    # The card goes first and comes last: whatever is killed in between, an old card never describes new tensors.
+    (folder / CARD).unlink(missing_ok=True)
     write_atomically(folder / WEIGHTS, save(tensors))
     write_atomically(folder / CARD, card.to_json().encode())
 
@@ -105,9 +107,11 @@ def load_checkpoint(folder: Path, *, with_stem: bool) -> tuple[QualityModel, Mod
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from qualivision.models.factory import build_model, build_stem, stem_hash
+    from qualivision.models.factory import MODELS, build_model, build_stem, stem_hash
 
     card = read_card(folder)
+    if card.name not in MODELS:
+        raise CheckpointError(f"{folder}: is a {card.name!r} model; this version knows {', '.join(MODELS)}")
     if (here := stem_hash(card.name)) != card.stem_hash:
         raise CheckpointError(
             f"{folder}: was trained on stem weights {card.stem_hash[:12]}, here are {here[:12]}; "
@@ -125,13 +129,19 @@ def load_checkpoint(folder: Path, *, with_stem: bool) -> tuple[QualityModel, Mod
 
 def load_trained(model: QualityModel, tensors: dict[str, Tensor], source: Path) -> None:
     """Put trained tensors into a model; all of them and no others, or CheckpointError."""
-    result = model.load_state_dict(tensors, strict=False)
-    missing = [name for name in result.missing_keys if not name.startswith(FROZEN)]
-    if missing or result.unexpected_keys:
+    ours = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(FROZEN)}
+    missing, unexpected = sorted(ours.keys() - tensors.keys()), sorted(tensors.keys() - ours.keys())
+    reshaped = [
+        f"{name} {tuple(tensors[name].shape)} for {tuple(shape)}"
+        for name, shape in ours.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    if missing or unexpected or reshaped:
         raise CheckpointError(
-            f"{source}: does not fit this version of the model: missing {missing[:5]}, "
-            f"unexpected {list(result.unexpected_keys)[:5]}; train again"
+            f"{source}: does not fit this version of the model: missing {missing[:5]}, unexpected {unexpected[:5]}, "
+            f"of another shape {reshaped[:5]}; train again"
         )
+    model.load_state_dict(tensors, strict=False)  # not strict only for the frozen stem, which has weights of its own
 
 
 def checkpoint_id(folder: Path) -> str:

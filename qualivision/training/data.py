@@ -16,7 +16,15 @@ from torch.utils.data import Dataset
 
 from qualivision.cache import CacheError
 from qualivision.frames import clip_name
-from qualivision.labels import MOS_COLUMNS, graded_alignment, has_mos, labels_path, ratings_path, read_labels
+from qualivision.labels import (
+    MOS_COLUMNS,
+    LabelError,
+    graded_alignment,
+    has_mos,
+    labels_path,
+    ratings_path,
+    read_labels,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,7 +71,7 @@ class ClipSet(Dataset[int]):
         stems: the model's stem cache.
         embeddings: {prompt: vector} from the prompt cache.
     Raises:
-        LabelError: the table can't be read.
+        LabelError: the table or the ratings beside it can't be read.
         CacheError: a clip or a prompt is not in the caches.
     """
 
@@ -135,8 +143,16 @@ def _known_content(path: Path, table: pd.DataFrame) -> list[tuple[dict[str, str]
     nothing: list[tuple[dict[str, str], dict[str, str]]] = [({}, {})] * len(table)
     if not path.exists():
         return nothing
-    ratings: Any = pd.read_csv(path)
-    if not {"video_name", "asks", "shows"} <= set(ratings.columns):
+    columns = ["video_name", "asks", "shows"]
+    ratings: Any = pd.read_csv(path, dtype=dict.fromkeys(columns, str))
+    if not set(columns) <= set(ratings.columns):
         return nothing
-    by_name = {row.video_name: (json.loads(row.asks), json.loads(row.shows)) for row in ratings.itertuples(index=False)}
+    by_name = {}
+    for name, asks, shows in ratings[columns].dropna().itertuples(index=False):
+        try:
+            by_name[name] = json.loads(asks), json.loads(shows)
+            if all(by_name[name]):
+                graded_alignment(*by_name[name])
+        except (ValueError, TypeError, AttributeError, LookupError) as err:
+            raise LabelError(f"{path}: {name}: asks {asks} and shows {shows} are not aspects of a prompt") from err
     return [by_name.get(name, ({}, {})) for name in table["video_name"]]

@@ -126,19 +126,20 @@ class Trainer:
             mixed_precision=settings.precision, gradient_accumulation_steps=settings.accumulate
         )
         self.order = torch.Generator()
-        batch_size = min(settings.batch_size, len(train_set))
-        self.loader = DataLoader(
+        loader = DataLoader(
             train_set,
-            batch_size=batch_size,
+            batch_size=min(settings.batch_size, len(train_set)),
             shuffle=True,
             drop_last=True,
             generator=self.order,
             collate_fn=train_set.collate,
         )
-        steps_per_epoch = math.ceil(len(self.loader) / settings.accumulate)
         self.model = build()
         optimizer = make_optimizer(self.model, settings)
-        self.objective, self.optimizer = self.accelerator.prepare(Objective(self.model), optimizer)
+        # The loader too: accelerate then steps at the end of an epoch, however few batches have been accumulated, and
+        # no gradient waits for the next epoch, where a resumed run would lack it.
+        self.objective, self.optimizer, self.loader = self.accelerator.prepare(Objective(self.model), optimizer, loader)
+        steps_per_epoch = math.ceil(len(self.loader) / settings.accumulate)
         self.schedule = make_schedule(
             optimizer, warmup_steps=settings.warmup_steps, total_steps=steps_per_epoch * settings.epochs
         )
@@ -154,17 +155,23 @@ class Trainer:
             log: gets each epoch's number and metrics.
             advance: told of the progress, in epochs.
         Raises:
-            TrainingError: the loss is no number any more.
+            TrainingError: a rating, an activation or the loss is no number, or there are too few clips.
         """
+        for split, clips, least in (("train", self.train_set, 2), ("val", self.val_set, 3)):
+            _check(clips, split, least)
         if not (resume and self._restore()):
             self.model.encoder.fit(self.train_set.activations(row) for row in range(len(self.train_set)))
         progress, settings = self.progress, self.settings
         while not progress.finished:
+            started = time.perf_counter()
             metrics = self._epoch()
+            seconds = time.perf_counter() - started
             progress.epoch += 1
             metrics |= self._validate()
             progress.history.append(metrics)
-            log(progress.epoch, metrics)
+            # The speed is logged only: what is stored follows from data and settings alone.
+            seen = len(self.loader) * min(settings.batch_size, len(self.train_set))
+            log(progress.epoch, metrics | {"clips_per_second": seen / seconds})
             advance(progress.epoch, settings.epochs)
             if metrics["val_score"] > progress.best_score:
                 progress.best_score, progress.best_epoch = metrics["val_score"], progress.epoch
@@ -177,9 +184,12 @@ class Trainer:
         )
 
     def _epoch(self) -> Metrics:
-        started = time.perf_counter()
         self.objective.train()
-        self.order.manual_seed(self.settings.seed * 100_003 + self.progress.epoch)
+        # Each epoch has random streams of its own, for the order and, on every device, for dropout: a resumed run needs
+        # to restore none.
+        seed = self.settings.seed * 100_003 + self.progress.epoch
+        self.order.manual_seed(seed)
+        torch.manual_seed(seed)
         sums: dict[str, float] = {}
         norms: list[float] = []
         for batch in self.loader:
@@ -208,17 +218,20 @@ class Trainer:
         metrics = {f"loss_{name}": value for name, value in means.items()}
         metrics |= {f"weight_{name}": self.weights.current[name] for name in AdaptiveWeights.ADAPTING}
         self.weights.end_epoch(means)
-        clips = len(self.loader) * (self.loader.batch_size or 1)
         return metrics | {
             "learning_rate": float(self.schedule.get_last_lr()[0]),
             "gradient_norm": float(np.mean(norms)),
-            "clips_per_second": clips / (time.perf_counter() - started),
         }
 
     def _validate(self) -> Metrics:
         from qualivision.evaluation.metrics import agreement
 
         predicted = predict(self.model, self.val_set, device=self.accelerator.device)
+        if not (fine := np.isfinite(predicted).all(1)).all():
+            raise TrainingError(
+                f"after step {self.progress.step} the model predicts no number for val clips: "
+                f"{_some(list(self.val_set.table['video_name'][~fine]))}; try a lower learning_rate"
+            )
         rated = self.val_set.mos.numpy()
         metrics: Metrics = {}
         for column, dimension in enumerate(DIMENSIONS):
@@ -236,7 +249,6 @@ class Trainer:
         tensors |= {f"last.{name}": value for name, value in trained_tensors(self.model).items()}
         for number, slots in optimizer["state"].items():
             tensors |= {f"optimizer.{number}.{slot}": value.cpu().contiguous() for slot, value in slots.items()}
-        tensors["random"] = torch.get_rng_state()
         values = {
             "identity": self.identity,
             "progress": self.progress.__dict__,
@@ -250,16 +262,19 @@ class Trainer:
 
     def _restore(self) -> bool:
         """Go on from a saved state; False when there is none of this identity that is unfinished."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         path = self.state_folder / STATE
         if not path.exists():
             return False
-        with safe_open(path, framework="pt") as file:
-            values: dict[str, Any] = json.loads(file.metadata()["state"])
-            if values["identity"] != self.identity or values["progress"]["finished"]:
-                return False
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as file:
+                values: dict[str, Any] = json.loads(file.metadata()["state"])
+                if values["identity"] != self.identity or values["progress"]["finished"]:
+                    return False
+                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as err:
+            raise TrainingError(f"{path}: can't be read ({err}); delete it, and training starts anew") from err
         self.progress = _Progress(**values["progress"])
         self.weights.restore(values["loss_weights"])
         self.best = _below(tensors, "best.")
@@ -275,11 +290,32 @@ class Trainer:
         ]
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         self.schedule.last_epoch = values["schedule"]["last_epoch"]
-        torch.set_rng_state(tensors["random"])
         return True
 
 
 STATE = "state.safetensors"
+
+
+def _check(clips: ClipSet, split: str, least: int) -> None:
+    """Refuse what is no number before it spreads: one such clip would make the standardisation of all clips NaN."""
+    if len(clips) < least:
+        raise TrainingError(f"{split} has {len(clips)} clips; at least {least} are needed")
+    names = list(clips.table["video_name"])
+    unrated = [name for name, rated in zip(names, clips.mos.isfinite().all(1).tolist(), strict=True) if not rated]
+    if unrated:
+        raise TrainingError(f"{split}: a MOS is missing or no number for {_some(unrated)}")
+    broken = [
+        name
+        for row, name in enumerate(names)
+        if not all(value.isfinite().all() for value in (*clips.activations(row).values(), clips.text[row]))
+    ]
+    if broken:
+        raise TrainingError(f"{split}: an activation or prompt embedding is no number for {_some(broken)}")
+
+
+def _some(names: list[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

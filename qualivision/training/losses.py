@@ -1,6 +1,7 @@
 """The hybrid loss: five terms on a batch, and the weights with which they are summed.
 
-Every term takes predictions and targets (B, 5) in MOS units and is a vectorised scalar; lower is better.
+Every term takes predictions and targets (B, K) in MOS units and is a vectorised scalar; lower is better. Tensors of
+other shapes are a ShapeError: they would be broadcast against each other in silence.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class ShapeError(ValueError):
 
 def regression_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """Smooth-L1 with beta 0.1 MOS."""
+    _check_shapes(predicted, target)
     return functional.smooth_l1_loss(predicted, target, beta=SMOOTH_L1_BETA)
 
 
@@ -46,8 +48,7 @@ def ranking_loss(predicted: Tensor, target: Tensor) -> Tensor:
         ShapeError: not two tensors of one 2-D shape. A (B,) tensor would give only differences of 0, in silence.
     Source: pairwise hinge as in RankIQA (Liu et al., ICCV 2017). The least gap and the mean are ours.
     """
-    if predicted.ndim != 2 or predicted.shape != target.shape:
-        raise ShapeError(f"wanted two (B, K) tensors, got {tuple(predicted.shape)} and {tuple(target.shape)}")
+    _check_shapes(predicted, target)
     wanted = target.unsqueeze(0) - target.unsqueeze(1)
     given = predicted.unsqueeze(0) - predicted.unsqueeze(1)
     counts = wanted > RANK_MIN_GAP  # each pair once, in the direction in which it should rise
@@ -57,12 +58,14 @@ def ranking_loss(predicted: Tensor, target: Tensor) -> Tensor:
 
 def scale_aware_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """Squared error, 1.5 times as much for targets below 2.5 and above 4.0, where clips are few."""
+    _check_shapes(predicted, target)
     extreme = (target < SCALE_LOW) | (target > SCALE_HIGH)
     return ((predicted - target) ** 2 * torch.where(extreme, SCALE_WEIGHT, 1.0)).mean()
 
 
 def correlation_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """1 - PLCC over the batch, mean over the dimensions. A dimension without spread in its targets does not count."""
+    _check_shapes(predicted, target)
     p = predicted - predicted.mean(0)
     t = target - target.mean(0)
     spread = t.norm(dim=0)
@@ -83,8 +86,13 @@ def alignment_loss(predicted: Tensor, rated: Tensor, known: Tensor, own: Tensor)
         known: (B, P) Alignment with every prompt where known, else NaN.
         own: (B, P) bool, True where the prompt is the clip's own (that is the other terms' business).
     Returns:
-        Mean over the pairs.
+        Mean over the pairs; 0 where every prompt is every clip's own.
+    Raises:
+        ShapeError: shapes other than these.
     """
+    if not (predicted.ndim == 2 and predicted.shape == known.shape == own.shape and rated.shape == predicted.shape[:1]):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (predicted, rated, known, own))
+        raise ShapeError(f"wanted (B, P), (B,), (B, P) and (B, P) tensors, got {shapes}")
     is_known = ~known.isnan() & ~own
     graded = functional.smooth_l1_loss(predicted, known.nan_to_num(), beta=SMOOTH_L1_BETA, reduction="none")
     fits_own = (predicted * own).sum(1, keepdim=True) / own.sum(1, keepdim=True).clamp(min=1)
@@ -92,6 +100,11 @@ def alignment_loss(predicted: Tensor, rated: Tensor, known: Tensor, own: Tensor)
     contrast = functional.relu(predicted - fits_own + margin)
     loss = torch.where(is_known, graded, contrast) * ~own
     return loss.sum() / (~own).sum().clamp(min=1)
+
+
+def _check_shapes(predicted: Tensor, target: Tensor) -> None:
+    if predicted.ndim != 2 or predicted.shape != target.shape:
+        raise ShapeError(f"wanted two (B, K) tensors, got {tuple(predicted.shape)} and {tuple(target.shape)}")
 
 
 class AdaptiveWeights:
@@ -106,6 +119,8 @@ class AdaptiveWeights:
 
     ADAPTING = ("regression", "ranking")
     TEMPERATURE = 2.0
+    MAX_RATIO = 10.0
+    """A term that was next to nothing an epoch ago has a ratio without bound, which `exp` would not survive."""
 
     def __init__(self, settings: LossSettings) -> None:
         self.base: dict[str, float] = settings.model_dump()
@@ -116,13 +131,16 @@ class AdaptiveWeights:
         """Adapt to the mean of each term over the epoch that ended."""
         if self.previous:
             pull = {
-                term: math.exp(means[term] / max(self.previous[term], 1e-8) / self.TEMPERATURE) * self.base[term]
+                term: math.exp(self._ratio(means[term], self.previous[term]) / self.TEMPERATURE) * self.base[term]
                 for term in self.ADAPTING
             }
             total = sum(self.base[term] for term in self.ADAPTING)
             for term in self.ADAPTING:
                 self.current[term] = total * pull[term] / max(sum(pull.values()), 1e-8)
         self.previous = {term: means[term] for term in self.ADAPTING}
+
+    def _ratio(self, now: float, before: float) -> float:
+        return min(now / max(before, 1e-8), self.MAX_RATIO)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from qualivision.validation.report import counted
+from qualivision.validation.report import counted, shown
 
 if TYPE_CHECKING:
     from qualivision.validation.report import Finding, ValidationReport
 
-# A browser chokes on a hundred thousand rows; validation.json holds them all.
+# A browser chokes on a hundred thousand rows; validation.json holds them all, in full.
 ROWS_SHOWN = 200
+VALUE_CHARACTERS = 300
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1c2430; --soft: #5d6878;
@@ -118,5 +119,5 @@ def _row(one: Finding) -> str:
     row = "" if one.row is None else str(one.row)
     return (
         f'<tr><td class="file">{escape(one.file)}</td><td class="number">{row}</td>'
-        f'<td class="value">{escape(one.value)}</td><td>{escape(one.message)}</td></tr>'
+        f'<td class="value">{escape(shown(one.value, VALUE_CHARACTERS))}</td><td>{escape(one.message)}</td></tr>'
     )

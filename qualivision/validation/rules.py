@@ -6,6 +6,7 @@ Great Expectations takes some 4 s to import, so that happens in `check_tables` a
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ def check_tables(tables: list[Table], bounds: ValidateSettings) -> list[Finding]
     os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import
     import great_expectations as gx
 
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}  # type: ignore[assignment]
     batches = (
@@ -93,7 +95,7 @@ def _frame(table: Table) -> pd.DataFrame:
     for column in table.needed:
         if column in table.columns:
             cells = [table.rows[line][column] for line in lines]
-            texts = [None if is_missing(cell) else cell for cell in cells]
+            texts = [None if is_missing(cell, column) else cell for cell in cells]
             columns[column] = pd.Series(texts, dtype=object)
             if column in MOS_COLUMNS:
                 columns[_numbers(column)] = pd.Series(map(_number, cells), dtype="float64")

@@ -13,31 +13,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from qualivision.labels import MOS_COLUMNS
+from qualivision.labels import MOS_COLUMNS, NO_MOS
 from qualivision.validation.report import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-# What pandas.read_csv, and so `read_labels`, takes for "nothing here". A test holds this against pandas.
-NO_VALUE = frozenset(
-    {
-        "#N/A",
-        "#N/A N/A",
-        "#NA",
-        "-1.#IND",
-        "-1.#QNAN",
-        "-NaN",
-        "-nan",
-        "1.#IND",
-        "1.#QNAN",
-        "<NA>",
-        "N/A",
-        "NA",
-    }
-    | {"NULL", "NaN", "None", "n/a", "nan", "null"}
-)
 
 # A name that is a path could lead out of the videos folder; a blank at its end is not seen in an editor.
 NO_FILE_NAME = r"[/\\]|^\.+$|^[ \t\r\n]|[ \t\r\n]$"
@@ -71,7 +52,11 @@ class Table:
 
     def texts(self, column: str) -> dict[int, str]:
         """The cells of a column that hold something, by line; nothing where the column is missing."""
-        return {line: row[column] for line, row in self.rows.items() if column in row and not is_missing(row[column])}
+        return {
+            line: row[column]
+            for line, row in self.rows.items()
+            if column in row and not is_missing(row[column], column)
+        }
 
 
 def is_file_name(cell: str) -> bool:
@@ -79,9 +64,9 @@ def is_file_name(cell: str) -> bool:
     return re.search(NO_FILE_NAME, cell) is None
 
 
-def is_missing(cell: str) -> bool:
-    """Whether a cell holds nothing, by what reads it later."""
-    return not cell.strip() or cell in NO_VALUE
+def is_missing(cell: str, column: str) -> bool:
+    """Whether a cell holds nothing, by what reads it later (a prompt may well be "None")."""
+    return not cell.strip() or (column in MOS_COLUMNS and cell in NO_MOS)
 
 
 def named(path: Path, data: Path) -> str:

@@ -192,16 +192,7 @@ def _processes(count: int) -> ProcessPoolExecutor:
 
 def probe_chunk(paths: list[Path]) -> list[Answer]:
     """What a worker does: open some videos."""
-    import av
-
-    # By default PyAV drops FFmpeg's reason when the file before had the same one: what a finding says would
-    # hang on which file came before it.
-    skipped = av.logging.get_skip_repeated()
-    av.logging.set_skip_repeated(False)
-    try:
-        return [_probe(path) for path in paths]
-    finally:
-        av.logging.set_skip_repeated(skipped)
+    return [_probe(path) for path in paths]
 
 
 def _probe(path: Path) -> Answer:

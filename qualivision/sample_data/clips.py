@@ -1,0 +1,195 @@
+"""One clip: planned, rendered, encoded, measured.
+
+Owns the draw of what a generator makes of a prompt, and the H.264 file. A clip depends on the data set's seed, its
+prompt and its generator only, never on which process makes it or when.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from qualivision.labels import ASPECT_OF_PROMPT
+from qualivision.sample_data.content import (
+    COLOURS,
+    DRAWN_SUBJECTS,
+    MOTIONS,
+    SCENES,
+    SUBJECTS,
+    Prompt,
+    draw_other,
+    pick,
+)
+from qualivision.sample_data.degradations import KINDS, Look, degrade, loss_of, luma, structural_loss
+from qualivision.sample_data.ratings import Generator, combined, latent_truth, rate
+from qualivision.sample_data.rendering import FRAMES, HEIGHT, WIDTH, make_shot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.floating]
+
+RATE: Final = 24
+_FAULT_CHANCE: Final = 0.82  # per dimension; the rest of the clips have nothing wrong there
+_FAVOURED: Final = 2.0  # how much likelier a generator's favourite faults are
+_SHARED: Final = 0.4  # of a severity: clips that went wrong in one way did so in others
+_MEASURED_FRAMES: Final = (10, 33, 56)  # on which compression is measured
+
+
+@dataclass(frozen=True)
+class Task:
+    """A clip to make. `entropy` is all that its random draws depend on; `place` is its row among all clips."""
+
+    place: int
+    path: Path
+    prompt: Prompt
+    generator: Generator
+    entropy: tuple[int, ...]
+    biases: Floats
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What is known of a clip that has been written."""
+
+    place: int
+    prompt: Prompt
+    letter: str
+    shows: dict[str, str]
+    degradations: dict[str, dict[str, float]]
+    truth: dict[str, float]
+    ratings: dict[str, list[int]]
+
+
+def make_clip(task: Task) -> Clip:
+    """Render, write and rate one clip."""
+    rng = np.random.default_rng(list(task.entropy))
+    failure = rng.random()
+    shows = draw_shows(rng, task.prompt.asks, task.generator, failure)
+    faults = draw_faults(rng, task.generator, failure)
+    truth, degradations = render(rng, task.path, task.prompt.asks, shows, faults)
+    return Clip(
+        place=task.place,
+        prompt=task.prompt,
+        letter=task.generator.letter,
+        shows=shows,
+        degradations=degradations,
+        truth=truth,
+        ratings=rate(rng, truth, task.biases),
+    )
+
+
+def render(
+    rng: np.random.Generator,
+    path: Path,
+    asks: Mapping[str, str],
+    shows: Mapping[str, str],
+    faults: Mapping[str, float],
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Write a clip with the given content and faults.
+
+    Returns:
+        The latent truth by dimension, and for each fault its nominal `severity`, the visible `effect` measured (in the
+        unit of its kind), and the `loss` in MOS that follows from that.
+    """
+    shot = make_shot(rng, shows, off_frame=faults.get("off_frame", 0.0))
+    outcome = degrade(rng, shot, faults)
+    sources = encode(path, outcome.look)
+    if "compression" in faults:
+        effect = _compression_effect(path, sources)
+        outcome.effects["compression"] = effect
+        outcome.losses["Traditional"].append(loss_of("compression", effect))
+    losses = {dimension: combined(each) for dimension, each in outcome.losses.items()}
+    degradations = {
+        kind: {
+            "severity": round(severity, 3),
+            "effect": round(outcome.effects[kind], 4),
+            "loss": round(loss_of(kind, outcome.effects[kind]), 3),
+        }
+        for kind, severity in faults.items()
+    }
+    return latent_truth(losses, asks, shows), degradations
+
+
+def draw_shows(
+    rng: np.random.Generator, asks: Mapping[str, str], generator: Generator, failure: float
+) -> dict[str, str]:
+    """What a generator shows for what a prompt asks: each aspect right, or one of the other values.
+
+    Args:
+        rng: draws which aspects go wrong, and how.
+        asks: what is wanted, by aspect.
+        generator: whose habits to follow.
+        failure: 0 to 1, how badly this clip went as a whole.
+    """
+    values = {
+        "subject": tuple(SUBJECTS),
+        "scene": tuple(SCENES),
+        "colour": COLOURS,
+        "motion": tuple(MOTIONS),
+    }
+    shows = {}
+    for aspect in ASPECT_OF_PROMPT:
+        wanted = asks.get(aspect)
+        if wanted is None:
+            continue
+        is_wrong = rng.random() < generator.wrong[aspect] * (0.6 + failure)
+        shows[aspect] = draw_other(rng, values[aspect], wanted) if is_wrong else wanted
+    if shows["subject"] not in DRAWN_SUBJECTS:
+        shows.pop("colour", None)
+    elif "colour" not in shows:
+        shows["colour"] = pick(rng, COLOURS)
+    return shows
+
+
+def draw_faults(rng: np.random.Generator, generator: Generator, failure: float) -> dict[str, float]:
+    """Up to one fault of each of three dimensions: kind -> nominal severity, 0 to 1; arguments as `draw_shows`."""
+    faults = {}
+    for dimension, factor in generator.severity.items():
+        if rng.random() >= _FAULT_CHANCE:
+            continue
+        kinds = [kind for kind, lowers in KINDS.items() if lowers == dimension]
+        weights = np.array([_FAVOURED if kind in generator.favourites else 1.0 for kind in kinds])
+        kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
+        severity = _SHARED * failure + (1 - _SHARED) * rng.random()
+        faults[kind] = float(np.clip(severity * factor, 0.02, 1))
+    return faults
+
+
+def encode(path: Path, look: Look) -> list[Floats]:
+    """Write a clip as H.264 in mp4; the luma of the frames on which compression is measured."""
+    import av
+
+    # One thread, no macroblock tree: with either, x264 gives other bytes from run to run.
+    options = {"crf": str(look.crf), "preset": "superfast", "threads": "1", "x264-params": "mbtree=0"}
+    sources = []
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=RATE, options=options)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.thread_count = 1
+        for place in range(FRAMES):
+            picture = look.frame(place)
+            if place in _MEASURED_FRAMES:
+                sources.append(luma(picture))
+            frame = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return sources
+
+
+def _compression_effect(path: Path, sources: list[Floats]) -> float:
+    """Mean 1 - SSIM of a file's frames to what was encoded."""
+    import av
+
+    losses: list[float] = []
+    with av.open(str(path)) as container:
+        for place, frame in enumerate(container.decode(video=0)):
+            if place in _MEASURED_FRAMES:
+                shown = np.asarray(frame.to_image().convert("L"), np.float32)
+                losses.append(structural_loss(sources[len(losses)], shown))
+    return float(np.mean(losses))

@@ -1,0 +1,149 @@
+"""Small parts for the tests of the model side: a narrow lite, made-up activations, a data set, a checkpoint, a clip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+import pandas as pd
+import torch
+
+from qualivision.frames import clip_name, stem_cache
+from qualivision.labels import MOS_COLUMNS, labels_path
+from qualivision.models.factory import build_model, stem_hash
+from qualivision.models.lite import IMAGE_CHANNELS, LiteStem
+from qualivision.models.statistics import STATISTICS
+from qualivision.prompts import MINILM
+from qualivision.settings import FrameSpec, LossSettings, NetworkSettings, TextSettings, TrainSettings
+from qualivision.training.checkpoint import ModelCard, save_checkpoint, trained_tensors
+from qualivision.training.data import ClipSet
+
+if TYPE_CHECKING:
+    from qualivision.models.quality import Activations, QualityModel
+
+FUSIONS = ("quality-aware", "concatenation")
+TEXT_WIDTH = 8
+MINILM_WIDTH = 384
+FRAMES = FrameSpec(count=4, height=64, width=64)
+LOSS = LossSettings(regression=0.7, ranking=0.3, scale=0.1, correlation=0.3, alignment=0.5)
+
+
+@cache
+def real_stem() -> LiteStem:
+    """lite's frozen stem with its published weights; loaded once, for it takes seconds."""
+    return LiteStem()
+
+
+def network(fusion: str = "quality-aware", *, dropout: float = 0.0) -> NetworkSettings:
+    return NetworkSettings.model_validate({"width": 16, "fusion": fusion, "dropout": dropout})
+
+
+def small_model(fusion: str = "quality-aware", *, dropout: float = 0.0, stem: LiteStem | None = None) -> QualityModel:
+    torch.manual_seed(0)
+    return build_model("lite", network(fusion, dropout=dropout), TEXT_WIDTH, stem=stem)
+
+
+def made_up_activations(clips: int, *, frames: int = 4, seed: int = 0) -> Activations:
+    random = torch.Generator().manual_seed(seed)
+    return {
+        "image": torch.randn(clips, frames, IMAGE_CHANNELS, generator=random).half(),
+        "statistics": torch.randn(clips, frames, STATISTICS, generator=random),
+    }
+
+
+def made_up_text(prompts: int, *, seed: int = 1) -> torch.Tensor:
+    """(prompts, TEXT_WIDTH) of length 1."""
+    return torch.nn.functional.normalize(
+        torch.randn(prompts, TEXT_WIDTH, generator=torch.Generator().manual_seed(seed)), dim=1
+    )
+
+
+def train_settings(**changes: object) -> TrainSettings:
+    values = {
+        "seed": 0,
+        "epochs": 4,
+        "patience": 10,
+        "batch_size": 8,
+        "accumulate": 1,
+        "learning_rate": 3e-3,
+        "weight_decay": 1e-2,
+        "warmup_steps": 3,
+        "gradient_norm": 1.0,
+        "loss": LOSS,
+    }
+    return TrainSettings.model_validate(values | changes)
+
+
+@dataclass
+class DataSet:
+    """Label tables, a stem cache and embeddings on disk. What the clips are rated for stands in their activations."""
+
+    root: Path
+    embeddings: dict[str, np.ndarray]
+
+    def clips(self, split: str) -> ClipSet:
+        return ClipSet(self.root / "data", split, stem_cache(self.root / "stems", "lite"), self.embeddings)
+
+    def table(self, split: str) -> Path:
+        return labels_path(self.root / "data", split)
+
+
+def write_data_set(root: Path, *, train: int = 40, val: int = 12, spoil: str | None = None) -> DataSet:
+    """Write one; `spoil` names a clip one of whose activations is made NaN."""
+    random = np.random.default_rng(0)
+    stems, wanted = stem_cache(root / "stems", "lite"), {}
+    prompts = [f"prompt {number}" for number in range(8)]
+    embeddings = dict(zip(prompts, made_up_text(len(prompts)).numpy(), strict=True))
+    for split, count in (("train", train), ("val", val), ("test", val)):
+        names = [f"{'ABC'[number % 3]}_{split}{number:02d}.mp4" for number in range(count)]
+        quality = random.uniform(0, 1, (count, len(MOS_COLUMNS)))
+        for name, levels in zip(names, quality, strict=True):
+            image = random.normal(0, 1, (4, IMAGE_CHANNELS))
+            image[:, : 20 * len(levels)] += 4 * np.repeat(levels - 0.5, 20)
+            statistics = random.normal(0, 1, (4, STATISTICS))
+            statistics[:, : len(levels)] += 4 * (levels - 0.5)
+            if name == spoil:
+                statistics[1, 0] = np.nan
+            wanted[clip_name(split, name)] = key = f"{split}-{name}"
+            stems.write(key, {"image": image.astype(np.float16), "statistics": statistics.astype(np.float32)})
+        asked = [prompts[number % len(prompts)] for number in range(count)]
+        table = pd.DataFrame({"video_name": names, "Prompt": asked})
+        table[list(MOS_COLUMNS)] = np.round(1 + 4 * quality, 2)
+        path = labels_path(root / "data", split)
+        path.parent.mkdir(parents=True)
+        table.to_csv(path, index=False)
+    stems.fill(wanted, lambda missing: missing, advance=lambda done, total: None)
+    return DataSet(root, embeddings)
+
+
+def write_checkpoint(folder: Path, *, seed: int = 0, text_width: int = MINILM_WIDTH) -> Path:
+    """An untrained lite as a checkpoint; another seed, other tensors."""
+    torch.manual_seed(seed)
+    model = build_model("lite", network(), text_width)
+    card = ModelCard(
+        name="lite",
+        frames=FRAMES,
+        text=TextSettings(encoder=MINILM),
+        network=network(),
+        text_width=text_width,
+        stem_hash=stem_hash("lite"),
+        training={"best_epoch": 1},
+    )
+    save_checkpoint(folder, card, trained_tensors(model))
+    return folder
+
+
+def write_clip(path: Path, *, frames: int = 6, side: int = 64, seed: int = 0) -> Path:
+    random = np.random.default_rng(seed)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = side
+        for _ in range(frames):
+            picture = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path

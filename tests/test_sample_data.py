@@ -1,0 +1,238 @@
+"""The sample data set: its layout, that it is reproducible, and that its labels follow what its clips show."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+
+from qualivision.labels import (
+    ASPECT_OF_PROMPT,
+    DIMENSIONS,
+    MOS_COLUMNS,
+    SPLITS,
+    generator_of,
+    graded_alignment,
+    labels_path,
+    ratings_path,
+    read_labels,
+    videos_dir,
+)
+from qualivision.sample_data import SampleDataError, SampleSummary, clips, make_sample_data, writing
+from qualivision.sample_data.content import draw_prompts
+from qualivision.sample_data.degradations import KINDS, degrade, loss_of
+from qualivision.sample_data.pictures import SCENE_SIZE, scene_picture
+from qualivision.sample_data.ratings import combined, latent_truth
+from qualivision.sample_data.rendering import make_shot
+
+PROMPTS = 6
+ASKS = {"subject": "ball", "scene": "temple", "colour": "red", "motion": "right"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SampleSummary, list[tuple[int, int]]]:
+    steps: list[tuple[int, int]] = []
+    out = tmp_path_factory.mktemp("sample") / "data"
+    summary = make_sample_data(out, prompts=PROMPTS, seed=3, workers=1, progress=lambda *step: steps.append(step))
+    return out, summary, steps
+
+
+@pytest.fixture(scope="module")
+def data(made: tuple[Path, SampleSummary, list[tuple[int, int]]]) -> Path:
+    return made[0]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def tables(data: Path, split: str) -> pd.DataFrame:
+    ratings = pd.read_csv(ratings_path(data, split)).drop(columns="generator")
+    return read_labels(labels_path(data, split)).merge(ratings, on="video_name", validate="one_to_one")
+
+
+def truth_with(faults: Mapping[str, float], folder: Path | None = None) -> dict[str, float]:
+    """The truth of a clip that shows what is asked, with the given faults; encoded only if there is a folder."""
+    rng = np.random.default_rng(5)
+    if folder:
+        return clips.render(rng, folder / "clip.mp4", ASKS, ASKS, faults)[0]
+    shot = make_shot(rng, ASKS, off_frame=faults.get("off_frame", 0.0))
+    losses = degrade(rng, shot, faults).losses
+    return latent_truth({dimension: combined(each) for dimension, each in losses.items()}, ASKS, ASKS)
+
+
+def test_every_split_has_its_tables_and_exactly_the_videos_they_name(data: Path) -> None:
+    for split in SPLITS:
+        table = read_labels(labels_path(data, split))
+        assert len(table) > 0
+        assert sorted(table["video_name"]) == sorted(p.name for p in videos_dir(data, split).iterdir())
+        assert list(table.columns) == ["video_name", "Prompt", *MOS_COLUMNS, "generator"]
+        assert (table["generator"] == table["video_name"].map(generator_of)).all()
+
+
+def test_each_prompt_has_one_clip_per_generator_and_lies_in_one_split(data: Path) -> None:
+    every = pd.concat([read_labels(labels_path(data, split)).assign(split=split) for split in SPLITS])
+    assert every["Prompt"].nunique() == PROMPTS
+    identity = every["video_name"].str.slice(2)
+    for _, group in every.groupby("Prompt"):
+        assert sorted(group["generator"]) == list("ABCDE")
+        assert group["split"].nunique() == 1
+        assert identity[group.index].nunique() >= 1
+    assert every.groupby(identity)["Prompt"].nunique().eq(1).all()
+
+
+def test_summary_and_progress_count_what_was_written(
+    made: tuple[Path, SampleSummary, list[tuple[int, int]]],
+) -> None:
+    out, summary, steps = made
+    assert summary.folder == out
+    assert sum(summary.prompts.values()) == PROMPTS
+    assert summary.clips == {split: len(list(videos_dir(out, split).iterdir())) for split in SPLITS}
+    assert summary.video_bytes == sum(p.stat().st_size for p in out.rglob("*.mp4"))
+    assert steps == [(n, 5 * PROMPTS) for n in range(1, 5 * PROMPTS + 1)]
+
+
+def test_mos_are_the_means_of_three_whole_ratings(data: Path) -> None:
+    for split in SPLITS:
+        table = tables(data, split)
+        for dimension in DIMENSIONS:
+            ratings = table[[f"{dimension}_{k}" for k in (1, 2, 3)]]
+            assert ratings.isin([1, 2, 3, 4, 5]).all().all()
+            assert (ratings.mean(axis=1).round(3) == table[f"{dimension}_MOS"]).all()
+            assert table[f"{dimension}_truth"].between(1, 5).all()
+
+
+def test_alignment_truth_follows_what_prompts_ask_and_clips_show(data: Path) -> None:
+    for split in SPLITS:
+        table = tables(data, split)
+        for _, row in table.iterrows():
+            asks, shows = json.loads(row["asks"]), json.loads(row["shows"])
+            assert set(asks) <= set(ASPECT_OF_PROMPT) and set(shows) <= set(ASPECT_OF_PROMPT)
+            most = graded_alignment(asks, shows)
+            assert 0.7 * most <= row["Alignment_truth"] <= most + 1e-4
+
+
+def test_degradations_are_known_kinds_with_severity_effect_and_loss(data: Path) -> None:
+    for split in SPLITS:
+        for cell in tables(data, split)["degradations"]:
+            faults = json.loads(cell)
+            assert len(faults) <= 3
+            for kind, fault in faults.items():
+                assert kind in KINDS
+                assert 0 <= fault["severity"] <= 1
+                assert fault["loss"] == pytest.approx(loss_of(kind, fault["effect"]), abs=0.01)
+
+
+def test_clips_are_64_frames_of_h264_with_something_to_see(data: Path) -> None:
+    for path in videos_dir(data, "test").iterdir():
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            frames = [frame.to_ndarray(format="gray") for frame in container.decode(stream)]
+            assert stream.codec_context.codec.canonical_name == "h264"
+            assert stream.average_rate == 24
+        assert len(frames) == 64
+        assert frames[0].shape == (192, 320)
+        assert all(frame.std() > 2 for frame in frames)
+
+
+def test_two_workers_give_the_same_bytes_as_one(data: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    make_sample_data(again, prompts=PROMPTS, seed=3, workers=2)
+    assert contents(again) == contents(data)
+
+
+def test_another_seed_gives_other_prompts() -> None:
+    one, two = (draw_prompts(np.random.default_rng(seed), 20) for seed in (0, 1))
+    assert {prompt.text for prompt in one} != {prompt.text for prompt in two}
+
+
+def test_prompts_are_distinct_sentences_that_name_what_they_ask() -> None:
+    prompts = draw_prompts(np.random.default_rng(0), 500)
+    assert len({prompt.text for prompt in prompts}) == 500
+    assert len({prompt.identity for prompt in prompts}) == 500
+    for prompt in prompts:
+        assert ("colour" in prompt.asks) != prompt.is_photo
+        assert prompt.is_photo or prompt.asks["colour"] in prompt.text
+
+
+@pytest.mark.parametrize(
+    ("count", "splits"), [(6, (4, 1, 1)), (12, (9, 1, 2)), (120, (84, 12, 24)), (320, (224, 32, 64))]
+)
+def test_splits_hold_photos_and_drawn_subjects_in_proportion(count: int, splits: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(0)
+    prompts = draw_prompts(rng, count)
+    split_of = writing.split_prompts(rng, prompts)
+    for split, expected in zip(SPLITS, splits, strict=True):
+        photos = [prompt.is_photo for prompt in prompts if split_of[prompt.identity] == split]
+        assert len(photos) == expected
+        assert abs(sum(photos) - 0.4 * expected) <= 1
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_each_fault_at_high_severity_clearly_lowers_its_dimension(kind: str, tmp_path: Path) -> None:
+    clean = truth_with({})
+    # What compression does is known only after encoding.
+    bad = truth_with({kind: 0.9}, tmp_path if kind == "compression" else None)
+    dimension = KINDS[kind]
+    assert bad[dimension] < clean[dimension] - 1.5
+    assert bad["Overall"] < clean["Overall"] - 0.5
+    for other in {"Traditional", "Aesthetic", "Temporal"} - {dimension}:
+        assert bad[other] > bad[dimension] + 0.5
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"compression"}))
+def test_a_harder_fault_is_never_rated_better(kind: str) -> None:
+    dimension = KINDS[kind]
+    truths = [truth_with({kind: severity})[dimension] for severity in (0.1, 0.4, 0.7, 1.0)]
+    assert truths == sorted(truths, reverse=True)
+
+
+def test_faults_of_one_dimension_add_up_to_less_than_their_sum() -> None:
+    assert combined([]) == 0
+    assert combined([1.5]) == pytest.approx(1.5)
+    assert 2 < combined([2.0, 1.0]) < 3
+    assert combined([9.0, 1.0]) <= 4
+
+
+def test_a_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(SampleDataError, match="not empty"):
+        make_sample_data(tmp_path, prompts=PROMPTS)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_interruption_leaves_nothing_behind(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_sample_data(tmp_path / "data", prompts=PROMPTS, workers=1, progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_few_prompts_or_workers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="prompts is 5"):
+        make_sample_data(tmp_path / "data", prompts=5)
+    with pytest.raises(ValueError, match="workers is 0"):
+        make_sample_data(tmp_path / "data", prompts=PROMPTS, workers=0)
+
+
+def test_a_missing_photo_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SampleDataError, match=r"sklearn ships no datasets/images/china\.jpg"):
+        scene_picture.__wrapped__("temple")
+    monkeypatch.undo()
+    assert scene_picture("temple").size == SCENE_SIZE
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    heavy = "{'av', 'PIL', 'skimage', 'sklearn', 'scipy', 'matplotlib', 'pandas', 'torch'}"
+    code = f"import sys, qualivision.sample_data; sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,207 @@
+"""Each statistic moves with the flaw that it is there to measure, and none is ever NaN."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from qualivision.models import statistics
+from qualivision.models.statistics import BANDS, LOCAL_GRID, STATISTICS, frame_statistics
+
+SIDE = 128
+
+
+def texture(seed: int = 0, *, side: int = SIDE) -> torch.Tensor:
+    """A (side, side) grey picture in [0.2, 0.8] with the falling spectrum of photographs and no grid in it."""
+    random = torch.Generator().manual_seed(seed)
+    frequency = torch.hypot(torch.fft.fftfreq(side).view(-1, 1), torch.fft.rfftfreq(side).view(1, -1))
+    spectrum = torch.fft.rfft2(torch.randn(side, side, generator=random)) / frequency.clamp(min=1 / side)
+    picture = torch.fft.irfft2(spectrum, s=(side, side))
+    return 0.2 + 0.6 * (picture - picture.min()) / (picture.max() - picture.min())
+
+
+def blurred(picture: torch.Tensor, radius: int = 2) -> torch.Tensor:
+    padded = functional.pad(picture[None, None], (radius,) * 4, mode="reflect")
+    return functional.avg_pool2d(padded, 2 * radius + 1, 1)[0, 0]
+
+
+def noisy(picture: torch.Tensor, deviation: float = 0.05) -> torch.Tensor:
+    random = torch.Generator().manual_seed(1)
+    return (picture + deviation * torch.randn(picture.shape, generator=random)).clamp(0, 1)
+
+
+def blocked(picture: torch.Tensor, pitch: int = 8) -> torch.Tensor:
+    """Each block keeps its detail at a third and moves to its own mean, as a coarse coder leaves it."""
+    means = functional.avg_pool2d(picture[None, None], pitch)
+    return (picture + 2 * functional.interpolate(means, scale_factor=pitch)[0, 0]) / 3
+
+
+def clip(*pictures: torch.Tensor) -> torch.Tensor:
+    """Grey (H, W) pictures as one clip (1, 3, T, H, W)."""
+    return torch.stack(pictures).expand(1, 3, -1, -1, -1)
+
+
+def of_picture(group, picture: torch.Tensor) -> torch.Tensor:
+    """A group's statistics of one grey picture."""
+    return torch.stack([part[0] for part in group(picture[None])])
+
+
+def motion(*pictures: torch.Tensor) -> torch.Tensor:
+    """(T, statistics of motion)."""
+    return torch.stack(statistics._motion(torch.stack(pictures)), 1)
+
+
+@pytest.mark.parametrize(("count", "height", "width"), [(2, 32, 32), (3, 64, 48), (5, 45, 97), (4, 160, 160)])
+def test_every_frame_gets_every_statistic_as_float32(count, height, width):
+    frames = torch.rand(2, 3, count, height, width, generator=torch.Generator().manual_seed(0))
+    found = frame_statistics(frames)
+    assert found.shape == (2, count, STATISTICS)
+    assert found.dtype == torch.float32
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+def test_constant_frames_give_finite_statistics(level):
+    assert frame_statistics(torch.full((1, 3, 4, 64, 64), level)).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_precision_of_the_frames_hardly_matters(dtype):
+    frames = clip(texture(0), texture(1), texture(2))
+    wanted = frame_statistics(frames)
+    assert torch.allclose(frame_statistics(frames.to(dtype)), wanted, atol=0.05)
+
+
+def test_a_clips_statistics_do_not_depend_on_the_other_clips():
+    frames = torch.rand(3, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(frame_statistics(frames)[1], frame_statistics(frames[1:2])[0])
+
+
+def test_statistics_come_group_by_group():
+    frames = torch.rand(1, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    luma = (frames[0] * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1, 1)).sum(0)
+    found = frame_statistics(frames)[0]
+    exposure = torch.stack(statistics._exposure(luma), 1)
+    moving = torch.stack(statistics._motion(luma), 1)
+    assert torch.allclose(found[:, : exposure.shape[1]], exposure, atol=1e-5)
+    assert torch.allclose(found[:, -moving.shape[1] :], moving, atol=1e-4)
+
+
+def test_channels_are_taken_as_red_green_blue():
+    def colour(red: float, green: float, blue: float) -> list[float]:
+        pixels = torch.tensor([red, green, blue]).view(1, 3, 1, 1).expand(2, 3, 32, 32)
+        return [part[0].item() for part in statistics._colour(pixels, pixels.mean(1))]
+
+    red_green, yellow_blue, *_ = colour(1.0, 0.0, 0.0)
+    assert (red_green, yellow_blue) == pytest.approx((1.0, 0.5))
+    red_green, yellow_blue, *_ = colour(0.0, 0.0, 1.0)
+    assert (red_green, yellow_blue) == pytest.approx((0.0, -1.0))
+
+
+def test_luma_weighs_green_most():
+    levels = []
+    for channel in range(3):
+        frames = torch.zeros(1, 3, 2, 32, 32)
+        frames[:, channel] = 1.0
+        levels.append(frame_statistics(frames)[0, 0, 0].item())
+    assert levels == pytest.approx([0.299, 0.587, 0.114])
+
+
+def test_dark_and_bright_shares_count_crushed_and_blown_out_pixels():
+    picture = torch.full((64, 64), 0.5)
+    picture[:16] = 0.0
+    picture[-32:] = 1.0
+    dark, bright = of_picture(statistics._exposure, picture)[3:5].tolist()
+    assert (dark, bright) == pytest.approx((0.25, 0.5))
+
+
+def test_blur_lowers_gradient_energy_at_every_scale():
+    sharp, soft = (of_picture(statistics._detail, picture)[:6] for picture in (texture(), blurred(texture())))
+    assert (soft < sharp - 0.05).all()
+
+
+def test_more_blur_lowers_the_finest_gradients_more():
+    energies = [of_picture(statistics._detail, blurred(texture(), radius))[0] for radius in (1, 2, 4)]
+    assert energies[0] > energies[1] > energies[2]
+
+
+def test_noise_raises_every_noise_statistic():
+    clean, grainy = (of_picture(statistics._detail, picture)[6:9] for picture in (texture(), noisy(texture())))
+    assert (grainy > clean + 0.1).all()
+
+
+@pytest.mark.parametrize("pitch", [4, 8, 16])
+def test_a_block_grid_raises_periodicity_in_both_directions(pitch):
+    plain, coarse = (
+        of_picture(statistics._detail, picture)[9:11] for picture in (texture(), blocked(texture(), pitch))
+    )
+    assert (coarse > plain + 0.3).all()
+
+
+def test_blur_lowers_the_highest_band_of_the_spectrum_most():
+    sharp, soft = (of_picture(statistics._spectrum, picture) for picture in (texture(), blurred(texture())))
+    assert len(sharp) == BANDS
+    fall = sharp - soft
+    assert fall[-3] > 1.0 > fall[0].abs()
+
+
+def test_first_frame_has_no_motion():
+    assert (motion(texture(0), texture(1), texture(2))[0] == 0).all()
+
+
+def test_a_frozen_clip_is_at_the_floor_of_all_differences():
+    frozen = motion(*[texture()] * 4)[1:]
+    floor = math.log(statistics._FLOOR)
+    assert torch.allclose(frozen[:, 0], torch.tensor(floor))
+    across, down, _ = statistics._shift(texture().expand(3, -1, -1), 1)
+    assert (across == 0).all() and (down == 0).all()
+    moving = motion(*[texture().roll(step, 1) for step in range(4)])[1:]
+    assert (moving[:, 0] > floor + 1).all()
+
+
+def test_flicker_raises_the_luma_difference_and_keeps_its_sign():
+    dim, bright = texture() * 0.8, texture()
+    change = motion(dim, bright, dim)[:, 1]
+    steady = motion(dim, dim, dim)[:, 1]
+    expected = (bright - dim).mean().item()
+    assert change.tolist() == pytest.approx([0.0, expected, -expected], abs=1e-6)
+    assert (steady == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("right", "down"),
+    [(6, 0), (-6, 0), (0, 4), (0, -4), (10, -8)],  # pixels; even, for motion is measured at half size
+)
+def test_a_shift_of_the_picture_is_measured_in_sign_and_size(right, down):
+    pictures = torch.stack([texture().roll((down * step, right * step), (0, 1)) for step in range(3)])
+    across, vertical, certain = statistics._shift(pictures, 1)
+    assert across[:, 0].tolist() == [right, right]
+    assert vertical[:, 0].tolist() == [down, down]
+    assert (certain > 0.2).all()
+
+
+def test_an_unrelated_picture_gives_no_certain_shift():
+    moved = statistics._shift(torch.stack([texture(0), texture(0).roll(6, 1)]), 1)[2]
+    cut = statistics._shift(torch.stack([texture(0), texture(1)]), 1)[2]
+    assert cut.item() < 0.5 * moved.item()
+
+
+def test_local_shifts_are_those_of_each_field():
+    still, moved = texture(), texture().roll(4, 1)
+    half = SIDE // 2
+    after = torch.cat([still[:, :half], moved[:, half:]], 1)  # the right half moves, the left one does not
+    across, down, _ = statistics._shift(torch.stack([still, after]), LOCAL_GRID)
+    across = across.view(LOCAL_GRID, LOCAL_GRID)
+    assert (across[:, : LOCAL_GRID // 2] == 0).float().mean() > 0.8
+    assert (across[:, LOCAL_GRID // 2 :] == 4).float().mean() > 0.6
+    assert (down == 0).float().mean() > 0.8
+
+
+def test_jerk_raises_acceleration_and_steady_motion_does_not():
+    steady = motion(*[texture() * (0.7 + 0.1 * step) for step in range(4)])
+    jerky = motion(*[texture() * level for level in (0.7, 0.8, 0.7, 0.8)])
+    assert torch.allclose(steady[1:, 0], jerky[1:, 0], atol=1e-3)
+    assert (jerky[2:, 9] > steady[2:, 9] + 1).all()
