@@ -15,11 +15,13 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from qualivision.environment import keep_freed_memory
@@ -217,7 +219,7 @@ def in_processes(
                 failures.append(err)
     else:
         # spawn: a forked child of a process with threads (torch, decord) may hang.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_settle_worker) as pool:
             try:
                 for future in as_completed([pool.submit(work, *job) for job in jobs]):
                     try:
@@ -233,12 +235,20 @@ def in_processes(
         raise ExceptionGroup(f"{len(failures)} of {len(jobs)} failed", failures)
 
 
-def _one_thread() -> None:
+def _settle_worker() -> None:
     """Each worker has one core: torch's own threads would only fight for it."""
     import torch
 
     keep_freed_memory()
     torch.set_num_threads(1)
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when its parent is gone: a parent that was killed could not tell it to."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _checksum(arrays: Arrays) -> str:

@@ -92,8 +92,8 @@ def fill_stems(
         cache: the stem cache to fill.
         frames: the model's frame cache, filled.
         fingerprint: names the stem's code and weights; another one makes every entry again.
-        make_stem: loads the stem, which takes one entry of the frame cache to one of the stem cache; called once in each
-            process that has a clip to encode, so it has to be hashable and to survive pickling.
+        make_stem: loads the stem, which takes one entry of the frame cache to one of the stem cache; called once in
+            each process that has a clip to encode, so it has to be hashable and to survive pickling.
         advance: told of the progress.
         workers: processes; by default one for each core.
     """

@@ -58,15 +58,15 @@ def register(checkpoint: Path, metrics_file: Path, settings: RegistrySettings) -
         metrics_file: the `metrics.json` of its evaluation, stored with the model.
         settings: the `registry` section.
     Raises:
-        RegistryError: no evaluation, or a file that is none.
+        RegistryError: no evaluation, that of another checkpoint, or a file that is none.
         CheckpointError: not a checkpoint.
     """
     from qualivision.training.checkpoint import checkpoint_id, read_card
 
     card = read_card(checkpoint)
-    scores = _read_scores(metrics_file)
-    store = tracking.client()
     identity = checkpoint_id(checkpoint)
+    scores = _read_scores(metrics_file, identity)
+    store = tracking.client()
     for found in _versions(store, settings.name):
         if found.tags.get(tracking.CHECKPOINT_TAG) == identity:
             return Registered(settings.name, int(found.version), new=False)
@@ -237,10 +237,12 @@ def _requirements() -> list[str]:
     return pins
 
 
-def _read_scores(path: Path) -> dict[str, str]:
-    """What the gate of `promote` goes by, as tags."""
+def _read_scores(path: Path, checkpoint: str) -> dict[str, str]:
+    """What the gate of `promote` goes by, as tags; refused when another checkpoint was evaluated."""
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
+        if metrics["checkpoint"] != checkpoint:
+            raise RegistryError(f"{path}: is the evaluation of another checkpoint; run `dvc repro evaluate` first")
         return {
             "qualivision.overall_vquala": str(metrics["Overall"]["VQualA"]),
             "qualivision.overall_no_video": str(metrics["no_video"]["Overall"]["VQualA"]),

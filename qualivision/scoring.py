@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
-    from qualivision.video import VideoError
-
 
 class ModelNotFoundError(QualiVisionError, LookupError):
     """There is no model to score with: says how to get one."""
@@ -105,14 +103,15 @@ class Scorer:
             model=self.name,
         )
 
-    def score_many(self, items: Iterable[tuple[str | Path, str]]) -> Iterator[Scores | VideoError]:
-        """Score (video, prompt) after (video, prompt); a video that can't be read gives its VideoError instead."""
+    def score_many(self, items: Iterable[tuple[str | Path, str]]) -> Iterator[Scores | QualiVisionError]:
+        """Score (video, prompt) after (video, prompt); one that can't be scored gives its error instead."""
+        from qualivision.prompts import PromptError
         from qualivision.video import VideoError
 
         for video, prompt in items:
             try:
                 yield self.score(video, prompt=prompt)
-            except VideoError as err:
+            except (PromptError, VideoError) as err:
                 yield err
 
     def _embed_one(self, prompt: str) -> Any:

@@ -79,6 +79,9 @@ class TrainSettings(Section):
     learning_rate: float = Field(gt=0.0)
     weight_decay: float = Field(ge=0.0)
     warmup_steps: int = Field(ge=0)
+    average: float = Field(
+        ge=0.0, lt=1.0, description="share that a running average of the weights keeps at each step; 0 for none"
+    )
     gradient_norm: float = Field(gt=0.0, description="clip the gradient to this norm")
     precision: Literal["no", "fp16", "bf16"] = "no"
     loss: LossSettings

@@ -15,7 +15,7 @@ import torch
 from qualivision.frames import clip_name, stem_cache
 from qualivision.labels import MOS_COLUMNS, labels_path
 from qualivision.models.factory import build_model, stem_hash
-from qualivision.models.lite import IMAGE_CHANNELS, LiteStem
+from qualivision.models.lite_stem import IMAGE_CHANNELS, LiteStem
 from qualivision.models.statistics import STATISTICS
 from qualivision.prompts import MINILM
 from qualivision.settings import FrameSpec, LossSettings, NetworkSettings, TextSettings, TrainSettings

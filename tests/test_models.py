@@ -18,7 +18,8 @@ from torch import nn
 
 from qualivision.models.factory import build_model, build_stem, stem_fingerprint, stem_hash
 from qualivision.models.fusion import QualityAwareFusion
-from qualivision.models.lite import IMAGE_CHANNELS, Standardise, weights_file
+from qualivision.models.lite import Standardise
+from qualivision.models.lite_stem import IMAGE_CHANNELS, weights_file
 from qualivision.models.quality import ALIGNMENT, ASPECTS, Fused, MosHead, frames_to_input
 from qualivision.models.statistics import STATISTICS
 from qualivision.models.weights import WeightsError, load_in_order

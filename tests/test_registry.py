@@ -51,13 +51,19 @@ def clip(place) -> Path:
     return write_clip(place / "clip.mp4")
 
 
-def evaluation(folder: Path, score: float | None = GOOD, no_video: float | None = 0.3) -> Path:
-    """A `metrics.json` with the given VQualA of Overall."""
+def evaluation(folder: Path, of: Path | None = None, score: float | None = GOOD, no_video: float | None = 0.3) -> Path:
+    """A `metrics.json` of a checkpoint, with the given VQualA of Overall."""
     path = folder / "metrics.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     found = {dimension: {"SROCC": 0.5, "VQualA": score} for dimension in (*DIMENSIONS, "mean")}
-    path.write_text(json.dumps(found | {"no_video": {"Overall": {"VQualA": no_video}}}))
+    about = {"no_video": {"Overall": {"VQualA": no_video}}, "checkpoint": checkpoint_id(of) if of else "another"}
+    path.write_text(json.dumps(found | about))
     return path
+
+
+def test_an_evaluation_of_another_checkpoint_is_refused(place, checkpoint):
+    with pytest.raises(RegistryError, match="evaluation of another checkpoint"):
+        register(checkpoint, evaluation(place / "mixed-up"), settings("mixed-up"))
 
 
 def settings(name: str, gain: float = 0.0) -> RegistrySettings:
@@ -67,7 +73,7 @@ def settings(name: str, gain: float = 0.0) -> RegistrySettings:
 @pytest.fixture(scope="module")
 def registered(place, checkpoint) -> Registered:
     """Version 1 of `shared`, with a good score; not promoted."""
-    return register(checkpoint, evaluation(place / "good"), settings("shared"))
+    return register(checkpoint, evaluation(place / "good", checkpoint), settings("shared"))
 
 
 def version_of(store, name: str, alias: str) -> int:
@@ -88,7 +94,7 @@ def test_registering_makes_a_challenger_with_hash_and_scores(place, checkpoint, 
 
 
 def test_registering_the_same_checkpoint_twice_gives_the_same_version(place, checkpoint):
-    metrics = evaluation(place / "twice")
+    metrics = evaluation(place / "twice", checkpoint)
     first = register(checkpoint, metrics, settings("twice"))
     second = register(checkpoint, metrics, settings("twice"))
     assert (first.version, first.new) == (1, True)
@@ -97,9 +103,9 @@ def test_registering_the_same_checkpoint_twice_gives_the_same_version(place, che
 
 
 def test_another_checkpoint_is_another_version_and_the_new_challenger(place, checkpoint):
-    metrics = evaluation(place / "other")
-    register(checkpoint, metrics, settings("other"))
-    other = register(write_checkpoint(place / "other" / "checkpoint", seed=1), metrics, settings("other"))
+    register(checkpoint, evaluation(place / "other", checkpoint), settings("other"))
+    second = write_checkpoint(place / "other" / "checkpoint", seed=1)
+    other = register(second, evaluation(place / "other", second), settings("other"))
     assert (other.version, other.new) == (2, True)
     assert version_of(tracking.client(), "other", CHALLENGER) == 2
 
@@ -116,7 +122,8 @@ def test_registered_files_hold_no_pickle_and_no_trainer_state(checkpoint, regist
 
 
 def test_registering_is_quiet(place, capfd, recwarn, caplog):
-    register(write_checkpoint(place / "quiet", seed=7), evaluation(place / "quiet"), settings("quiet"))
+    folder = write_checkpoint(place / "quiet", seed=7)
+    register(folder, evaluation(folder, folder), settings("quiet"))
     assert "example" not in capfd.readouterr().err + caplog.text + "".join(str(w.message) for w in recwarn)
 
 
@@ -182,13 +189,13 @@ def test_a_model_is_logged_to_the_run_that_trained_it(place):
     folder = write_checkpoint(place / "with-run", seed=2)
     with tracking.training_run("lite", {}) as record:
         record.finish(checkpoint_id(folder))
-    done = register(folder, evaluation(place / "with-run"), settings("with-run"))
+    done = register(folder, evaluation(folder, folder), settings("with-run"))
     assert tracking.client().get_model_version("with-run", str(done.version)).run_id == record.run_id
 
 
 def test_a_model_without_a_run_gets_one_that_is_found_by_its_hash(place):
     folder = write_checkpoint(place / "without-run", seed=3)
-    done = register(folder, evaluation(place / "without-run"), settings("without-run"))
+    done = register(folder, evaluation(folder, folder), settings("without-run"))
     run_id = tracking.run_of(tracking.client(), checkpoint_id(folder))
     assert run_id and tracking.client().get_model_version("without-run", str(done.version)).run_id == run_id
 
@@ -213,7 +220,7 @@ def test_a_version_above_the_no_video_baseline_becomes_champion(place, registere
 )
 def test_a_version_that_does_not_beat_the_baseline_is_refused(place, checkpoint, score, no_video, gain, message):
     gate = settings(f"refused-{score}-{no_video}", gain)
-    done = register(checkpoint, evaluation(place / gate.name, score, no_video), gate)
+    done = register(checkpoint, evaluation(place / gate.name, checkpoint, score, no_video), gate)
     with pytest.raises(RegistryError, match=message):
         promote(done.version, gate)
     with pytest.raises(ModelNotFoundError):
@@ -258,7 +265,8 @@ def test_a_model_that_is_not_ours_is_refused(place, tmp_path):
 
 
 def test_altered_weights_in_the_store_are_refused(place):
-    done = register(write_checkpoint(place / "altered", seed=4), evaluation(place / "altered"), settings("altered"))
+    folder = write_checkpoint(place / "altered", seed=4)
+    done = register(folder, evaluation(folder, folder), settings("altered"))
     weights = fetch(done.uri)[0] / WEIGHTS
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -268,7 +276,8 @@ def test_altered_weights_in_the_store_are_refused(place):
 
 
 def test_files_that_are_gone_from_the_store_are_named(place):
-    done = register(write_checkpoint(place / "gone", seed=5), evaluation(place / "gone"), settings("gone"))
+    folder = write_checkpoint(place / "gone", seed=5)
+    done = register(folder, evaluation(folder, folder), settings("gone"))
     promote(done.version, settings("gone"))
     (fetch(done.uri)[0] / WEIGHTS).unlink()
     with pytest.raises(ModelNotFoundError, match="models:/gone/1: holds no checkpoint") as caught:
@@ -279,7 +288,7 @@ def test_files_that_are_gone_from_the_store_are_named(place):
 @pytest.fixture(scope="module")
 def champion(place, checkpoint) -> Scorer:
     """The champion of the registry's default name, as `Scorer()` finds it."""
-    done = register(checkpoint, evaluation(place / "champion"), settings("qualivision"))
+    done = register(checkpoint, evaluation(place / "champion", checkpoint), settings("qualivision"))
     promote(done.version, settings("qualivision"))
     return Scorer()
 

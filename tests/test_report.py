@@ -41,6 +41,7 @@ def judged(clips: int = 60) -> dict[str, Any]:
         test_embeddings=np.repeat(embeddings[20:], 5, axis=0),
     )
     return {
+        "checkpoint": "0123",
         "predictions": predictions,
         "train": train,
         "ratings": ratings,

@@ -57,6 +57,7 @@ def write_report(
     resamples: int,
     seed: int,
     model: str,
+    checkpoint: str,
 ) -> dict[str, Any]:
     """Judge the predictions of a test split and write the report; each file appears whole or not at all.
 
@@ -71,6 +72,7 @@ def write_report(
         resamples: of the bootstrap over prompts.
         seed: of the bootstrap.
         model: the name of the model, for the titles.
+        checkpoint: the hash of what predicted (`checkpoint_id`), so that nobody takes the report for another's.
     Returns:
         What `metrics.json` holds, rounded to 4 decimals, None for what does not exist. Per dimension and
         "mean" the five metrics; "intervals" with [low, high] for each; "no_video"; "ceiling" (see
@@ -80,7 +82,7 @@ def write_report(
             are NaN, rows that do not fit together, fewer than 3 rows or 2 prompts.
     """
     _check_predictions(predictions, train)
-    metrics = _rounded(_judge(predictions, train, ratings, resamples, seed, model))
+    metrics = {**_rounded(_judge(predictions, train, ratings, resamples, seed, model)), "checkpoint": checkpoint}
     # As float64, for float32 would print its rounding error.
     rows = predictions.astype(dict.fromkeys(PREDICTED_COLUMNS, float))
     rows = rows.round(dict.fromkeys(PREDICTED_COLUMNS, _DECIMALS))

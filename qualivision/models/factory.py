@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
-from qualivision.cache import file_hash
+from qualivision.cache import file_hash, make_key
+from qualivision.models import lite_stem, statistics
 from qualivision.models.fusion import ConcatenationFusion, QualityAwareFusion
-from qualivision.models.lite import STEM_VERSION, LiteEncoder, LiteStem, weights_file
+from qualivision.models.lite import LiteEncoder
+from qualivision.models.lite_stem import LiteStem, weights_file
 from qualivision.models.quality import Encoder, MosHead, QualityModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from types import ModuleType
 
     from torch import nn
 
@@ -30,6 +34,7 @@ MODELS = ("lite",)
 """The names that the functions here take."""
 
 _STEMS: dict[str, Callable[[], LiteStem]] = {"lite": LiteStem}
+_STEM_CODE: dict[str, tuple[ModuleType, ...]] = {"lite": (lite_stem, statistics)}
 _STEM_WEIGHTS: dict[str, Callable[[], Path]] = {"lite": weights_file}
 _ENCODERS: dict[str, Callable[[NetworkSettings, nn.Module | None], Encoder]] = {"lite": _lite_encoder}
 
@@ -45,8 +50,8 @@ def stem_hash(model: str) -> str:
 
 
 def stem_fingerprint(model: str) -> str:
-    """What the stem cache of a model depends on, besides the frames: code and weights."""
-    return f"{model} {STEM_VERSION} {stem_hash(model)}"
+    """What the stem cache of a model depends on, besides the frames: the stem's own code, and its weights."""
+    return make_key(stem_hash(model), *(inspect.getsource(module) for module in _STEM_CODE[model]))
 
 
 def build_model(

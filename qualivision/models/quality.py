@@ -88,7 +88,11 @@ class Fusion(nn.Module, ABC):
 class MosHead(nn.Module):
     """Aspect vectors to five MOS, bounded to [1, 5] by a sigmoid.
 
-    Overall is its own rating: a network on the weighted sum of the aspects, added to the weighted sum of their logits.
+    Overall is its own rating: the weighted sum of the aspects' logits, corrected by a network on the weighted sum of
+    their vectors and by one on the logits, which sees when one of them is much worse than the others.
+
+    Alignment is learned from every clip with every prompt, where hardly anything fits, and is asked for a clip with its
+    own, where most does: the two share one logit, but a clip's own prompt has a scale and an offset of its own.
 
     Args:
         width: channels D of an aspect vector.
@@ -107,17 +111,22 @@ class MosHead(nn.Module):
             )
             for _ in DIMENSIONS
         )
+        self.correction = nn.Sequential(nn.Linear(len(ASPECTS), 16), nn.GELU(), nn.Linear(16, 1))
+        self.own_scale = nn.Parameter(torch.ones(()))
+        self.own_offset = nn.Parameter(torch.zeros(()))
 
     def forward(self, fused: Fused) -> Tensor:
         """(B, 5) MOS."""
-        logits = [self.readouts[place](fused.aspects[:, place])[:, 0] for place in range(len(ASPECTS))]
+        each = [self.readouts[place](fused.aspects[:, place])[:, 0] for place in range(len(ASPECTS))]
+        each[ALIGNMENT] = each[ALIGNMENT] * self.own_scale + self.own_offset
+        logits = torch.stack(each, 1)
         weights = fused.weights
-        mixed = (weights.unsqueeze(-1) * fused.aspects).sum(1)
-        overall = self.readouts[-1](mixed)[:, 0] + (weights * torch.stack(logits, 1)).sum(1)
-        return _bounded(torch.stack([*logits, overall], 1))
+        mixed = (weights.unsqueeze(-1) * fused.aspects).sum(1, keepdim=True)
+        overall = (weights * logits).sum(1, keepdim=True) + self.readouts[-1](mixed)[:, 0] + self.correction(logits)
+        return _bounded(torch.cat((logits, overall), 1))
 
     def alignment(self, aspects: Tensor) -> Tensor:
-        """Alignment alone, from aspects (..., 4, D): (...) MOS."""
+        """How well any clip fits any prompt, from aspects (..., 4, D): (...) MOS, without the own prompt's scale."""
         return _bounded(self.readouts[ALIGNMENT](aspects[..., ALIGNMENT, :])[..., 0])
 
 

@@ -62,7 +62,7 @@ _CURVES: Final[Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
     "jitter": ((0.3, 1.5, 3.5, 6.0, 9.0), (0.0, 0.9, 2.0, 3.1, 3.8)),
     "wobble": ((0.3, 1.5, 3.2, 5.5, 8.0), (0.0, 0.9, 2.0, 3.1, 3.7)),
     "flicker": ((1.0, 6.0, 14.0, 26.0, 40.0), (0.0, 0.9, 2.0, 3.1, 3.8)),
-    "melting": ((1.5, 5.0, 11.0, 18.0, 24.0), (0.0, 0.8, 1.8, 2.8, 3.5)),
+    "melting": ((1.5, 6.0, 13.0, 20.0, 28.0), (0.0, 0.7, 1.5, 2.3, 3.0)),
     "shuffle": ((0.2, 0.8, 1.8, 3.0, 4.5), (0.0, 1.0, 2.1, 3.1, 3.8)),
     "washed_out": ((0.05, 0.25, 0.45, 0.65, 0.8), (0.0, 0.9, 1.9, 3.0, 3.7)),
     "palette_clash": ((3.0, 10.0, 19.0, 30.0, 44.0), (0.0, 0.9, 1.9, 2.9, 3.6)),
@@ -320,7 +320,7 @@ def _flicker(rng: np.random.Generator, look: Look, severity: float) -> tuple[Loo
 
 
 def _melting(rng: np.random.Generator, look: Look, severity: float) -> tuple[Look, float]:
-    amplitude = 5 + 38 * severity
+    amplitude = 6 + 40 * severity
     scale = float(look.shot.sizes.mean()) / (SPRITE_SIDE - 2 * SPRITE_MARGIN)
     return replace(look, melt=amplitude), amplitude * scale * float(look.shot.shown_share().mean())
 
@@ -336,7 +336,7 @@ def _motion_seen(look: Look) -> float:
         np.abs(luma(look.shot.frame(place + 2, shrink=2)) - luma(look.shot.frame(place, shrink=2))).mean()
         for place in _SAMPLES
     ]
-    return _saturating(float(np.mean(changes)), 2.2)
+    return _saturating(float(np.mean(changes)), 7.0)
 
 
 def _texture_seen(look: Look) -> float:
@@ -358,7 +358,7 @@ def _melted(sprite: Image.Image, amplitude: float, moment: int) -> Image.Image:
         x, y = column * step, row * step
         if column in (0, cells) or row in (0, cells):
             return x, y
-        turn = 0.22 * moment
+        turn = 0.5 * moment
         return (
             x + grow * math.sin(turn + 1.9 * row + 0.7 * column),
             y + grow * math.cos(0.8 * turn + 1.3 * column + 2.1 * row),

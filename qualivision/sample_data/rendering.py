@@ -153,7 +153,7 @@ def _camera(rng: np.random.Generator) -> Floats:
     time = np.linspace(-0.5, 0.5, FRAMES)
     zoom = rng.uniform(1.1, 1.4) * (1 + rng.uniform(-0.07, 0.07) * time)
     width, height = WIDTH * zoom, HEIGHT * zoom
-    speed = rng.uniform(0.45, 1.1) * FRAMES
+    speed = rng.uniform(0.7, 1.6) * FRAMES
     heading = rng.uniform(-0.45, 0.45) + (math.pi if rng.random() < 0.5 else 0.0)
     centre_x = speed * math.cos(heading) * time
     centre_y = speed * math.sin(heading) * time + rng.uniform(0, 3) * np.sin(2 * math.pi * time)

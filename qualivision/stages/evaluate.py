@@ -32,6 +32,7 @@ def run(model: str) -> str:
         raise LabelError(f"{labels_path(places.DATA, 'test')}: has no MOS, so the model can't be evaluated on it")
     checkpoint = places.checkpoint_dir(model)
     scored, _ = load_checkpoint(checkpoint, with_stem=False)
+    identity = checkpoint_id(checkpoint)
     predictions = test_set.table.copy()
     predictions[[f"{dimension}_predicted" for dimension in DIMENSIONS]] = predict(scored, test_set)
     ratings = ratings_path(places.DATA, "test")
@@ -48,6 +49,7 @@ def run(model: str) -> str:
         resamples=settings.evaluate.bootstrap_resamples,
         seed=settings.evaluate.seed,
         model=model,
+        checkpoint=identity,
     )
-    tracking.log_evaluation(model, checkpoint_id(checkpoint), metrics, places.report_dir(model))
+    tracking.log_evaluation(model, identity, metrics, places.report_dir(model))
     return table(metrics)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import qualivision
 from qualivision import tracking
-from qualivision.cache import make_key
+from qualivision.cache import file_hash, make_key
 from qualivision.frames import stem_cache
 from qualivision.progress import progress
 from qualivision.prompts import PromptCache
@@ -31,9 +34,13 @@ def run(model: str, *, resume: bool = False) -> str:
     train_set, val_set = (ClipSet(places.DATA, split, stems, embeddings) for split in ("train", "val"))
     text_width = train_set.text.shape[1]
     folder = places.checkpoint_dir(model)
-    # Everything that the weights follow from.
+    # Everything that the weights follow from, our own code included.
+    package = Path(qualivision.__file__).parent
+    code = sorted((*package.glob("models/*.py"), *package.glob("training/*.py")))
     identity = make_key(
         settings.model_dump_json(),
+        *map(file_hash, code),
+        *(embeddings[prompt].tobytes().hex() for prompt in sorted(embeddings)),
         *(f"{part.keys} {part.table.to_csv()} {part.content}" for part in (train_set, val_set)),
     )
     trainer = Trainer(

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qualivision.cache import file_hash, write_atomically
+from qualivision.cache import file_hash, make_key, write_atomically
 from qualivision.errors import QualiVisionError
 from qualivision.settings import FrameSpec, NetworkSettings, TextSettings
 
@@ -145,5 +145,5 @@ def load_trained(model: QualityModel, tensors: dict[str, Tensor], source: Path) 
 
 
 def checkpoint_id(folder: Path) -> str:
-    """What names a checkpoint everywhere else (MLflow runs, the registry): SHA-256 of its trained tensors."""
-    return file_hash(folder / WEIGHTS)
+    """What names a checkpoint everywhere else (MLflow runs, the registry): SHA-256 of its tensors and its card."""
+    return make_key(file_hash(folder / WEIGHTS), file_hash(folder / CARD))

@@ -138,6 +138,7 @@ class Trainer:
         optimizer = make_optimizer(self.model, settings)
         # The loader too: accelerate then steps at the end of an epoch, however few batches have been accumulated, and
         # no gradient waits for the next epoch, where a resumed run would lack it.
+        self.averaged = build().to(self.accelerator.device)
         self.objective, self.optimizer, self.loader = self.accelerator.prepare(Objective(self.model), optimizer, loader)
         steps_per_epoch = math.ceil(len(self.loader) / settings.accumulate)
         self.schedule = make_schedule(
@@ -161,6 +162,7 @@ class Trainer:
             _check(clips, split, least)
         if not (resume and self._restore()):
             self.model.encoder.fit(self.train_set.activations(row) for row in range(len(self.train_set)))
+            load_trained(self.averaged, trained_tensors(self.model), self.state_folder)
         progress, settings = self.progress, self.settings
         while not progress.finished:
             started = time.perf_counter()
@@ -175,7 +177,7 @@ class Trainer:
             advance(progress.epoch, settings.epochs)
             if metrics["val_score"] > progress.best_score:
                 progress.best_score, progress.best_epoch = metrics["val_score"], progress.epoch
-                self.best = {name: value.clone() for name, value in trained_tensors(self.model).items()}
+                self.best = {name: value.clone() for name, value in trained_tensors(self.averaged).items()}
             stalled = progress.epoch - progress.best_epoch >= settings.patience
             progress.finished = stalled or progress.epoch >= settings.epochs
             self._save()
@@ -211,6 +213,7 @@ class Trainer:
                 if self.accelerator.sync_gradients:
                     self.schedule.step()
                     self.progress.step += 1
+                    self._average()
                 self.optimizer.zero_grad()
             for name, value in (terms | {"total": loss}).items():
                 sums[name] = sums.get(name, 0.0) + value.item()
@@ -223,10 +226,19 @@ class Trainer:
             "gradient_norm": float(np.mean(norms)),
         }
 
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Draw the averaged model, which is validated and kept, to the trained one; young averages follow faster."""
+        step = self.progress.step
+        keep = min(self.settings.average, step / (10 + step))
+        for mean, value in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
+            if value.requires_grad:
+                mean.lerp_(value, 1 - keep)
+
     def _validate(self) -> Metrics:
         from qualivision.evaluation.metrics import agreement
 
-        predicted = predict(self.model, self.val_set, device=self.accelerator.device)
+        predicted = predict(self.averaged, self.val_set, device=self.accelerator.device)
         if not (fine := np.isfinite(predicted).all(1)).all():
             raise TrainingError(
                 f"after step {self.progress.step} the model predicts no number for val clips: "
@@ -247,6 +259,7 @@ class Trainer:
         optimizer = self.optimizer.state_dict()
         tensors = {f"best.{name}": value for name, value in self.best.items()}
         tensors |= {f"last.{name}": value for name, value in trained_tensors(self.model).items()}
+        tensors |= {f"averaged.{name}": value for name, value in trained_tensors(self.averaged).items()}
         for number, slots in optimizer["state"].items():
             tensors |= {f"optimizer.{number}.{slot}": value.cpu().contiguous() for slot, value in slots.items()}
         values = {
@@ -279,6 +292,7 @@ class Trainer:
         self.weights.restore(values["loss_weights"])
         self.best = _below(tensors, "best.")
         load_trained(self.model, _below(tensors, "last."), path)
+        load_trained(self.averaged, _below(tensors, "averaged."), path)
         optimizer = self.optimizer.state_dict()
         slots: dict[int, dict[str, Tensor]] = {}
         for name, value in _below(tensors, "optimizer.").items():

