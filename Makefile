@@ -10,6 +10,7 @@ export PATH := $(BIN):$(PATH)
 # DVC's own scratch space would otherwise lie outside the checkout.
 export DVC_SITE_CACHE_DIR := $(CURDIR)/state/dvc
 export DVC_NO_ANALYTICS := true
+export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: help demo test check install data clean
 

@@ -15,7 +15,7 @@ import torch
 from qualivision.frames import clip_name, stem_cache
 from qualivision.labels import MOS_COLUMNS, labels_path
 from qualivision.models.factory import build_model, stem_hash
-from qualivision.models.lite_stem import IMAGE_CHANNELS, LiteStem
+from qualivision.models.lite_stem import IMAGE_CHANNELS, LAYOUT_CHANNELS, LAYOUT_GRID, LAYOUT_TIMES, LiteStem
 from qualivision.models.statistics import STATISTICS
 from qualivision.prompts import MINILM
 from qualivision.settings import FrameSpec, LossSettings, NetworkSettings, TextSettings, TrainSettings
@@ -42,6 +42,10 @@ def network(fusion: str = "quality-aware", *, dropout: float = 0.0) -> NetworkSe
     return NetworkSettings.model_validate({"width": 16, "fusion": fusion, "dropout": dropout})
 
 
+FIELDS = LAYOUT_TIMES * LAYOUT_GRID**2
+"""Fields of a clip's layout."""
+
+
 def small_model(fusion: str = "quality-aware", *, dropout: float = 0.0, stem: LiteStem | None = None) -> QualityModel:
     torch.manual_seed(0)
     return build_model("lite", network(fusion, dropout=dropout), TEXT_WIDTH, stem=stem)
@@ -51,6 +55,7 @@ def made_up_activations(clips: int, *, frames: int = 4, seed: int = 0) -> Activa
     random = torch.Generator().manual_seed(seed)
     return {
         "image": torch.randn(clips, frames, IMAGE_CHANNELS, generator=random).half(),
+        "layout": torch.randn(clips, FIELDS, LAYOUT_CHANNELS, generator=random).half(),
         "statistics": torch.randn(clips, frames, STATISTICS, generator=random),
     }
 
@@ -109,7 +114,9 @@ def write_data_set(root: Path, *, train: int = 40, val: int = 12, spoil: str | N
             if name == spoil:
                 statistics[1, 0] = np.nan
             wanted[clip_name(split, name)] = key = f"{split}-{name}"
-            stems.write(key, {"image": image.astype(np.float16), "statistics": statistics.astype(np.float32)})
+            layout = random.normal(0, 1, (FIELDS, LAYOUT_CHANNELS))
+            arrays = {"image": image.astype(np.float16), "layout": layout.astype(np.float16)}
+            stems.write(key, arrays | {"statistics": statistics.astype(np.float32)})
         asked = [prompts[number % len(prompts)] for number in range(count)]
         table = pd.DataFrame({"video_name": names, "Prompt": asked})
         table[list(MOS_COLUMNS)] = np.round(1 + 4 * quality, 2)

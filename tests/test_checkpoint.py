@@ -88,9 +88,11 @@ def test_saving_twice_gives_equal_bytes(folder, tmp_path):
     ]
 
 
-def test_checkpoint_is_named_by_its_tensors(folder, tmp_path):
-    other = write_checkpoint(tmp_path / "other", seed=1, text_width=TEXT_WIDTH)
-    assert checkpoint_id(folder) == file_hash(folder / WEIGHTS) != checkpoint_id(other)
+def test_checkpoint_is_named_by_its_tensors_and_its_card(folder, tmp_path):
+    named = checkpoint_id(folder)
+    assert named != checkpoint_id(write_checkpoint(tmp_path / "other", seed=1, text_width=TEXT_WIDTH))
+    (folder / CARD).write_text(replace(read_card(folder), text_width=1).to_json())
+    assert named != checkpoint_id(folder)
 
 
 def test_another_stem_than_in_training_is_refused(folder):

@@ -10,6 +10,8 @@ from scipy.stats import pearsonr
 
 from qualivision.settings import LossSettings
 from qualivision.training.losses import (
+    FITTING,
+    FITTING_WEIGHT,
     OTHER_PROMPT_MARGIN,
     RANK_MARGIN,
     RANK_MIN_GAP,
@@ -145,7 +147,7 @@ def slow_alignment(p, mos, known, own):
             if math.isnan(known[i][j]):
                 losses.append(max(0.0, p[i][j] - of_own + OTHER_PROMPT_MARGIN * (mos[i] - 1)))
             else:
-                losses.append(smooth_l1(p[i][j] - known[i][j]))
+                losses.append((p[i][j] - known[i][j]) ** 2 * (FITTING_WEIGHT if known[i][j] > FITTING else 1.0))
     return sum(losses) / max(len(losses), 1)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qualivision.cache import file_hash, make_key
 from qualivision.models import lite_stem, statistics
-from qualivision.models.fusion import ConcatenationFusion, QualityAwareFusion
+from qualivision.models.fusion import ConcatenationFusion, Match, QualityAwareFusion
 from qualivision.models.lite import LiteEncoder
 from qualivision.models.lite_stem import LiteStem, weights_file
 from qualivision.models.quality import Encoder, MosHead, QualityModel
@@ -65,8 +65,10 @@ def build_model(
         text_width: channels of the prompt embeddings.
         stem: its frozen part; without it the model takes cached activations only.
     """
+    encoder = _ENCODERS[model](network, stem)
     return QualityModel(
-        _ENCODERS[model](network, stem),
+        encoder,
         _FUSIONS[network.fusion](network.width, text_width, network.dropout),
+        Match(encoder.content_width, text_width, network.dropout),
         MosHead(network.width, network.dropout),
     )

@@ -1,7 +1,7 @@
-"""How a video's tokens and a prompt come together: quality-aware cross-modal attention, or concatenation.
+"""How a video's tokens and a prompt come together: quality-aware cross-modal attention, or concatenation; and `Match`.
 
 Both take tokens (B, N, D) and text (B, Dt) to one vector for each of the four aspects and to weights of the aspects
-(`quality.Fused`); both can do so for every video with every prompt at once (`all_pairs`).
+(`quality.Fused`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,60 @@ if TYPE_CHECKING:
 HEADS = 4
 
 
+class PromptReader(nn.Module):
+    """A few channels of a prompt's embedding: what a small set of prompts can teach, and not each of them by heart.
+
+    Args:
+        text_width: channels Dt of a prompt embedding, which has length 1.
+        width: channels that are kept.
+        dropout: share of the embedding's channels dropped while training.
+    """
+
+    def __init__(self, text_width: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.scale = text_width**0.5  # a vector of length 1 has channels of next to nothing
+        self.narrow = nn.Sequential(nn.Dropout(dropout), nn.Linear(text_width, width), nn.LayerNorm(width))
+
+    def forward(self, text: Tensor) -> Tensor:
+        """(B, Dt) to (B, width)."""
+        narrowed: Tensor = self.narrow(text * self.scale)
+        return narrowed
+
+
+class Match(nn.Module):
+    """How well a clip fits a prompt: the product of a vector of what it shows and one of what the prompt asks for.
+
+    Linear on both sides on purpose: what is shown and what is asked for meet nowhere else, so a prompt that was never
+    seen is read like those that were, and every clip of a batch is held against every prompt of it for one product.
+
+    Args:
+        content_width: channels C of what an encoder says of a clip's content.
+        text_width: channels Dt of a prompt embedding, which has length 1.
+        dropout: share of channels dropped while training, on both sides.
+    """
+
+    CHANNELS = 48
+
+    def __init__(self, content_width: int, text_width: int, dropout: float) -> None:
+        super().__init__()
+        self.shows = nn.Sequential(nn.Dropout(dropout), nn.Linear(content_width, self.CHANNELS))
+        self.asks = nn.Sequential(nn.Dropout(dropout), nn.Linear(text_width, self.CHANNELS))
+        self.scale = text_width**0.5
+        self.offset = nn.Parameter(torch.zeros(()))
+
+    def forward(self, content: Tensor, text: Tensor) -> Tensor:
+        """Content (B, C) and text (B, Dt), row by row, to (B,) logits."""
+        product = (self.shows(content) * self.asks(text * self.scale)).sum(-1)
+        logits: Tensor = product * self.CHANNELS**-0.5 + self.offset
+        return logits
+
+    def all_pairs(self, content: Tensor, text: Tensor) -> Tensor:
+        """Every clip with every prompt: content (B, C) and text (P, Dt) to (B, P) logits."""
+        product = self.shows(content) @ self.asks(text * self.scale).T
+        logits: Tensor = product * self.CHANNELS**-0.5 + self.offset
+        return logits
+
+
 class QualityAwareFusion(Fusion):
     """Four aspect queries, conditioned on the prompt, attend over the video's tokens.
 
@@ -33,6 +87,8 @@ class QualityAwareFusion(Fusion):
         if width % HEADS:
             raise ValueError(f"network.width must be a multiple of {HEADS}, got {width}")
         self.width = width
+        self.read = PromptReader(text_width, width // 4, dropout)
+        text_width = width // 4
         self.queries = nn.Parameter(torch.randn(len(ASPECTS), width) * 0.02)
         self.condition = nn.Linear(text_width, len(ASPECTS) * width)
         self.keys_values = nn.Linear(width, 2 * width)
@@ -48,19 +104,12 @@ class QualityAwareFusion(Fusion):
 
     def forward(self, tokens: Tensor, text: Tensor) -> Fused:
         """Tokens (B, N, D) and text (B, Dt), row by row."""
+        text = self.read(text)
         key, value = self._split(self.keys_values(tokens).chunk(2, -1))
         query = self._heads(self._queries(text))
         attention = torch.einsum("bahd,bnhd->bhan", query, key) * (query.shape[-1] ** -0.5)
         seen = torch.einsum("bhan,bnhd->bahd", attention.softmax(-1), value).flatten(-2)
         return Fused(self._join(seen, text), self.weigh(text).softmax(-1))
-
-    def all_pairs(self, tokens: Tensor, text: Tensor) -> Tensor:
-        """Every video with every prompt: tokens (B, N, D) and text (P, Dt) to aspects (B, P, 4, D)."""
-        key, value = self._split(self.keys_values(tokens).chunk(2, -1))
-        query = self._heads(self._queries(text))
-        attention = torch.einsum("pahd,bnhd->bphan", query, key) * (query.shape[-1] ** -0.5)
-        seen = torch.einsum("bphan,bnhd->bpahd", attention.softmax(-1), value).flatten(-2)
-        return self._join(seen, text.expand(len(tokens), *text.shape))
 
     def _queries(self, text: Tensor) -> Tensor:
         return self.queries + self._per_aspect(self.condition(text))
@@ -93,6 +142,8 @@ class ConcatenationFusion(Fusion):
     def __init__(self, width: int, text_width: int, dropout: float) -> None:
         super().__init__()
         self.width = width
+        self.read = PromptReader(text_width, width // 4, dropout)
+        text_width = width // 4
         self.mix = nn.Sequential(
             nn.LayerNorm(width + text_width),
             nn.Dropout(dropout),
@@ -104,15 +155,6 @@ class ConcatenationFusion(Fusion):
 
     def forward(self, tokens: Tensor, text: Tensor) -> Fused:
         """Tokens (B, N, D) and text (B, Dt), row by row."""
-        return Fused(self._aspects(tokens.mean(1), text), self.weigh(text).softmax(-1))
-
-    def all_pairs(self, tokens: Tensor, text: Tensor) -> Tensor:
-        """Every video with every prompt: tokens (B, N, D) and text (P, Dt) to aspects (B, P, 4, D)."""
-        videos, prompts = tokens.mean(1), text
-        return self._aspects(
-            videos.unsqueeze(1).expand(-1, len(prompts), -1), prompts.unsqueeze(0).expand(len(videos), -1, -1)
-        )
-
-    def _aspects(self, video: Tensor, text: Tensor) -> Tensor:
-        mixed: Tensor = self.mix(torch.cat((video, text), -1))
-        return mixed.unflatten(-1, (len(ASPECTS), self.width))
+        text = self.read(text)
+        mixed: Tensor = self.mix(torch.cat((tokens.mean(1), text), -1))
+        return Fused(mixed.unflatten(-1, (len(ASPECTS), self.width)), self.weigh(text).softmax(-1))

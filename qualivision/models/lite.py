@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from qualivision.models.lite_stem import IMAGE_CHANNELS
+from qualivision.models.lite_stem import IMAGE_CHANNELS, LAYOUT_CHANNELS, LAYOUT_GRID, LAYOUT_TIMES, TOP_CHANNELS
 from qualivision.models.quality import Encoder
 from qualivision.models.statistics import STATISTICS
 
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
     from qualivision.models.lite_stem import LiteStem
     from qualivision.models.quality import Activations
+
+    Moments = tuple[Tensor, Tensor]
+
+
+def moments(clip: Tensor) -> Moments:
+    """Mean and mean square of each channel, (channels,) float64, over a clip's frames (T, channels)."""
+    values = clip.double()
+    return values.mean(0), (values**2).mean(0)
 
 
 class Standardise(nn.Module):
@@ -35,9 +43,9 @@ class Standardise(nn.Module):
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("scale", torch.ones(channels))
 
-    def fit(self, moments: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Set mean and deviation from each clip's mean and mean square, (channels,) float64; clips count alike."""
-        means, squares = (torch.stack(part).mean(0) for part in zip(*moments, strict=True))
+    def fit(self, clips: Sequence[Moments]) -> None:
+        """Set mean and deviation from the moments of each clip; clips count alike, however many frames they have."""
+        means, squares = (torch.stack(part).mean(0) for part in zip(*clips, strict=True))
         self.mean.copy_(means)
         self.scale.copy_(1 / (squares - means**2).clamp(min=0).sqrt().clamp(min=1e-3))
 
@@ -57,12 +65,16 @@ class LiteEncoder(Encoder):
 
     def __init__(self, width: int, dropout: float, stem: LiteStem | None) -> None:
         super().__init__()
+        self.content_width = TOP_CHANNELS + 2 * LAYOUT_CHANNELS + 6 * STATISTICS
         self.frozen = stem
         self.image_norm = Standardise(IMAGE_CHANNELS)
         self.statistics_norm = Standardise(STATISTICS)
         self.image_dropout = nn.Dropout1d(dropout)
         self.image = nn.Linear(IMAGE_CHANNELS, width)
         self.statistics = nn.Linear(STATISTICS, width)
+        self.layout_norm = Standardise(LAYOUT_CHANNELS)
+        self.layout = nn.Sequential(nn.Dropout(dropout), nn.Linear(LAYOUT_CHANNELS, width))
+        self.where = nn.Parameter(torch.randn(LAYOUT_TIMES * LAYOUT_GRID**2, width) * 0.02)
         self.temporal = nn.ModuleList(_TemporalBlock(width, dropout) for _ in range(2))
         self.clip = nn.Sequential(
             nn.Dropout(dropout), nn.Linear(6 * STATISTICS, width), nn.GELU(), nn.Linear(width, width)
@@ -71,13 +83,13 @@ class LiteEncoder(Encoder):
 
     def fit(self, clips: Iterable[Activations]) -> None:
         """Measure the standardisation on the training clips' activations (each without a batch axis)."""
-        moments: dict[str, list[tuple[Tensor, Tensor]]] = {"image": [], "statistics": []}
+        norms = {"image": self.image_norm, "layout": self.layout_norm, "statistics": self.statistics_norm}
+        found: dict[str, list[Moments]] = {name: [] for name in norms}
         for clip in clips:  # once: they may be more than memory holds
-            for name, found in moments.items():
-                values = clip[name].double()
-                found.append((values.mean(0), (values**2).mean(0)))
-        self.image_norm.fit(moments["image"])
-        self.statistics_norm.fit(moments["statistics"])
+            for name in norms:
+                found[name].append(moments(clip[name]))
+        for name, norm in norms.items():
+            norm.fit(found[name])
 
     def stem(self, frames: Tensor) -> Activations:
         """The frozen part; see `LiteStem`. Raises RuntimeError on a model that was built without it."""
@@ -87,7 +99,7 @@ class LiteEncoder(Encoder):
         return activations
 
     def tokens(self, activations: Activations) -> Tensor:
-        """`image` (B, T, 1664) and `statistics` (B, T, 51) to (B, T / 4 + 1, D): every four frames, then the clip."""
+        """The stem's activations to (B, T / 4 + 37, D): every four frames, each field of the layout, then the clip."""
         statistics = self.statistics_norm(activations["statistics"])
         series = self.statistics(statistics)
         for block in self.temporal:
@@ -95,10 +107,18 @@ class LiteEncoder(Encoder):
         image = self.image_norm(_every_four(activations["image"].float()))
         # A channel is dropped for the whole clip: its neighbours in time would give it away.
         image = self.image(self.image_dropout(image.transpose(1, 2)).transpose(1, 2))
-        tokens: Tensor = self.norm(
-            torch.cat((image + _every_four(series), self.clip(_summary(statistics)).unsqueeze(1)), 1)
-        )
+        layout = self.layout(self.layout_norm(activations["layout"])) + self.where
+        clip = self.clip(_summary(statistics)).unsqueeze(1)
+        tokens: Tensor = self.norm(torch.cat((image + _every_four(series), layout, clip), 1))
         return tokens
+
+    def content(self, activations: Activations) -> Tensor:
+        """What a clip shows: the network's own features, what each field holds at most, and how things move."""
+        # Only the first 1280: the earlier maps say how a picture is made, and not what it shows.
+        image = self.image_norm(activations["image"].float().mean(1))[:, :TOP_CHANNELS]
+        layout = self.layout_norm(activations["layout"])
+        statistics = self.statistics_norm(activations["statistics"])
+        return torch.cat((image, layout.amax(1), layout.mean(1), _summary(statistics)), 1)
 
 
 def _every_four(series: Tensor) -> Tensor:

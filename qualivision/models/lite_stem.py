@@ -22,12 +22,18 @@ if TYPE_CHECKING:
 
     from qualivision.models.quality import Activations
 
-IMAGE_CHANNELS = 1280 + 2 * (16 + 24 + 40 + 112)
+TOP_CHANNELS = 1280
+IMAGE_CHANNELS = TOP_CHANNELS + 2 * (16 + 24 + 40 + 112)
 """The network's own features, and mean and deviation of four of its earlier, finer maps."""
+LAYOUT_CHANNELS = 112
+LAYOUT_GRID = 3
+"""The last map that still says where things are (block 4) is kept for fields of a grid of so many by so many."""
+LAYOUT_TIMES = 4
+"""... as the mean over so many stretches of the clip."""
 _TAPS = (0, 1, 2, 4)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-_NETWORK_SIDE_PX = 128
+_NETWORK_SIDE_PX = 112
 """The network sees larger frames at this size: it looks at what they show; fine detail is the statistics' business."""
 _FRAMES_AT_ONCE = 8  # more do not fit the cache of a laptop's core, and are slower
 
@@ -62,21 +68,31 @@ class LiteStem(nn.Module):
         self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1))
 
     def forward(self, frames: Tensor) -> Activations:
-        """(B, 3, T, H, W) float in [0, 1] to `image` (B, T, 1664) float16 and `statistics` (B, T, 51) float32."""
+        """What a clip's frames show.
+
+        Args:
+            frames: (B, 3, T, H, W) float in [0, 1].
+        Returns:
+            `image` (B, T, 1664) and `layout` (B, 36, 112; four stretches of nine fields) float16, and
+            `statistics` (B, T, STATISTICS) float32.
+        """
         clips, _, count, _, _ = frames.shape
         pictures = frames.transpose(1, 2).flatten(0, 1)
         if min(pictures.shape[2:]) > _NETWORK_SIDE_PX:
             pictures = nn.functional.interpolate(pictures, (_NETWORK_SIDE_PX, _NETWORK_SIDE_PX), mode="bilinear")
         pictures = (pictures - self.mean) / self.std
         pictures = pictures.contiguous(memory_format=torch.channels_last)
-        image = torch.cat([self._features(part) for part in pictures.split(_FRAMES_AT_ONCE)])
+        parts = [self._features(part) for part in pictures.split(_FRAMES_AT_ONCE)]
+        image, layout = (torch.cat(part).view(clips, count, -1) for part in zip(*parts, strict=True))
+        stretches = nn.functional.adaptive_avg_pool1d(layout.transpose(1, 2), LAYOUT_TIMES).transpose(1, 2)
         return {
-            "image": image.view(clips, count, -1).half(),
+            "image": image.half(),
+            "layout": stretches.reshape(clips, LAYOUT_TIMES * LAYOUT_GRID**2, LAYOUT_CHANNELS).half(),
             "statistics": frame_statistics(frames),
         }
 
-    def _features(self, pictures: Tensor) -> Tensor:
-        """(N, 3, H, W), normalised, to (N, IMAGE_CHANNELS)."""
+    def _features(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3, H, W), normalised, to (N, IMAGE_CHANNELS) and the layout (N, LAYOUT_GRID² * LAYOUT_CHANNELS)."""
         network: Any = self.network
         maps = network.bn1(network.conv_stem(pictures))
         pooled = []
@@ -85,8 +101,11 @@ class LiteStem(nn.Module):
             if place in _TAPS:
                 variance, mean = torch.var_mean(maps, (2, 3))
                 pooled += [mean, variance.sqrt()]
+            if place == _TAPS[-1]:
+                grid = nn.functional.adaptive_avg_pool2d(maps, LAYOUT_GRID)
+                layout = grid.flatten(2).transpose(1, 2).flatten(1)
         top = network.bn2(network.conv_head(maps)).mean((2, 3))
-        return torch.cat([top, *pooled], 1)
+        return torch.cat([top, *pooled], 1), layout
 
 
 def _fuse_normalisation(module: nn.Module) -> None:

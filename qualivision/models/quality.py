@@ -1,4 +1,4 @@
-"""The one shape of every model: video encoder + fusion with the prompt + MOS head.
+"""The one shape of every model: video encoder + fusion and match with the prompt + MOS head.
 
 Contracts (B clips, T frames, N tokens, D channels, Dt text channels):
 - an encoder has `stem(frames) -> Activations` (frozen: what training never changes, cached by the `encode` stage) and
@@ -25,12 +25,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from qualivision.models.fusion import Match
+
     Activations = dict[str, Tensor]
     """The output of a frozen stem; the first axis of every tensor is the clip."""
 
 ASPECTS = DIMENSIONS[:4]
 """What the fusion asks of a video. Overall is made of them."""
 ALIGNMENT = ASPECTS.index("Alignment")
+ASPECT_CORRECTS_MATCH = 0.25
+"""How much of Alignment's own reading is added to the match: as a whole it learns prompts by heart."""
 
 
 def frames_to_input(frames: npt.NDArray[np.uint8]) -> Tensor:
@@ -64,6 +68,9 @@ class Encoder(nn.Module, ABC):
     def stem(self, frames: Tensor) -> Activations:
         """The frozen part: (B, 3, T, H, W) float in [0, 1] to activations."""
 
+    content_width: int
+    """Channels C of `content`."""
+
     @abstractmethod
     def fit(self, clips: Iterable[Activations]) -> None:
         """Measure what depends on the training clips (each without a batch axis), before training."""
@@ -71,6 +78,10 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def tokens(self, activations: Activations) -> Tensor:
         """The trained part: activations to (B, N, D)."""
+
+    @abstractmethod
+    def content(self, activations: Activations) -> Tensor:
+        """What a clip shows, for `Match`: activations to (B, C), standardised."""
 
 
 class Fusion(nn.Module, ABC):
@@ -80,19 +91,16 @@ class Fusion(nn.Module, ABC):
     def forward(self, tokens: Tensor, text: Tensor) -> Fused:
         """Tokens (B, N, D) and text (B, Dt), row by row."""
 
-    @abstractmethod
-    def all_pairs(self, tokens: Tensor, text: Tensor) -> Tensor:
-        """Every video with every prompt: (B, N, D) and (P, Dt) to aspects (B, P, 4, D)."""
-
 
 class MosHead(nn.Module):
     """Aspect vectors to five MOS, bounded to [1, 5] by a sigmoid.
 
-    Overall is its own rating: the weighted sum of the aspects' logits, corrected by a network on the weighted sum of
-    their vectors and by one on the logits, which sees when one of them is much worse than the others.
+    Overall is its own rating, but raters make it of the others: their mean by the prompt's weights, corrected by
+    a small network on all of them, which sees when one of them is much worse than the others. (A reading of
+    its own from the tokens learned the training clips by heart, and ranked new ones worse.)
 
-    Alignment is learned from every clip with every prompt, where hardly anything fits, and is asked for a clip with its
-    own, where most does: the two share one logit, but a clip's own prompt has a scale and an offset of its own.
+    Alignment is read from its aspect and from how well clip and prompt match: learned from every clip with every
+    prompt, where hardly anything fits, asked for a clip with its own, where most does; hence the scale and the offset.
 
     Args:
         width: channels D of an aspect vector.
@@ -109,28 +117,28 @@ class MosHead(nn.Module):
                 nn.GELU(),
                 nn.Linear(width // 2, 1),
             )
-            for _ in DIMENSIONS
+            for _ in ASPECTS
         )
         self.correction = nn.Sequential(nn.Linear(len(ASPECTS), 16), nn.GELU(), nn.Linear(16, 1))
         self.own_scale = nn.Parameter(torch.ones(()))
         self.own_offset = nn.Parameter(torch.zeros(()))
 
-    def forward(self, fused: Fused) -> Tensor:
-        """(B, 5) MOS."""
-        each = [self.readouts[place](fused.aspects[:, place])[:, 0] for place in range(len(ASPECTS))]
-        each[ALIGNMENT] = each[ALIGNMENT] * self.own_scale + self.own_offset
+    def forward(self, fused: Fused, match: Tensor) -> Tensor:
+        """(B, 5) MOS, from what a fusion gives and the logits (B,) of `Match`."""
+        each = [readout(fused.aspects[:, place])[:, 0] for place, readout in enumerate(self.readouts)]
+        each[ALIGNMENT] = each[ALIGNMENT] * ASPECT_CORRECTS_MATCH + match * self.own_scale + self.own_offset
         logits = torch.stack(each, 1)
-        weights = fused.weights
-        mixed = (weights.unsqueeze(-1) * fused.aspects).sum(1, keepdim=True)
-        overall = (weights * logits).sum(1, keepdim=True) + self.readouts[-1](mixed)[:, 0] + self.correction(logits)
-        return _bounded(torch.cat((logits, overall), 1))
+        mos = bounded(logits)
+        # Weighed on the scale itself: of logits, one that is sure of itself would outvote the others. Detached: what
+        # raters say of the whole does not blur what each aspect learns from its own ratings.
+        parts = mos.detach()
+        share = ((fused.weights * parts).sum(1, keepdim=True) - MOS_MIN) / (MOS_MAX - MOS_MIN)
+        overall = bounded(torch.logit(share, eps=1e-4) + self.correction(parts - MOS_MIN))
+        return torch.cat((mos, overall), 1)
 
-    def alignment(self, aspects: Tensor) -> Tensor:
-        """How well any clip fits any prompt, from aspects (..., 4, D): (...) MOS, without the own prompt's scale."""
-        return _bounded(self.readouts[ALIGNMENT](aspects[..., ALIGNMENT, :])[..., 0])
 
-
-def _bounded(logits: Tensor) -> Tensor:
+def bounded(logits: Tensor) -> Tensor:
+    """Logits to the MOS scale, 1 to 5."""
     return MOS_MIN + (MOS_MAX - MOS_MIN) * torch.sigmoid(logits)
 
 
@@ -140,13 +148,15 @@ class QualityModel(nn.Module):
     Args:
         encoder: an `Encoder`.
         fusion: a `Fusion` of the same width.
+        match: a `fusion.Match` of the encoder's content and the text.
         head: the `MosHead`.
     """
 
-    def __init__(self, encoder: Encoder, fusion: Fusion, head: MosHead) -> None:
+    def __init__(self, encoder: Encoder, fusion: Fusion, match: Match, head: MosHead) -> None:
         super().__init__()
         self.encoder = encoder
         self.fusion = fusion
+        self.match = match
         self.head = head
 
     def forward(self, frames: Tensor, text: Tensor) -> Prediction:
@@ -165,13 +175,10 @@ class QualityModel(nn.Module):
 
     def from_stem(self, activations: Activations, text: Tensor) -> Prediction:
         """Score clips from their stem's activations and (B, Dt) prompt embeddings."""
-        return self.from_tokens(self.encoder.tokens(activations), text)
+        fused: Fused = self.fusion(self.encoder.tokens(activations), text)
+        match = self.match(self.encoder.content(activations), text)
+        return Prediction(mos=self.head(fused, match), aspect_weights=fused.weights)
 
-    def from_tokens(self, tokens: Tensor, text: Tensor) -> Prediction:
-        """Score clips from their encoder's tokens (B, N, D) and (B, Dt) prompt embeddings."""
-        fused: Fused = self.fusion(tokens, text)
-        return Prediction(mos=self.head(fused), aspect_weights=fused.weights)
-
-    def alignment_of_all_pairs(self, tokens: Tensor, text: Tensor) -> Tensor:
-        """The Alignment MOS of every clip with every prompt: (B, N, D) and (P, Dt) to (B, P)."""
-        return self.head.alignment(self.fusion.all_pairs(tokens, text))
+    def alignment_of_all_pairs(self, activations: Activations, text: Tensor) -> Tensor:
+        """How well every clip fits every prompt, B clips and text (P, Dt) to (B, P) MOS, without the own scale."""
+        return bounded(self.match.all_pairs(self.encoder.content(activations), text))

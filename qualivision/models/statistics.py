@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BANDS = 8
 """Rings of the power spectrum, by the logarithm of the spatial frequency."""
+HUES = 8
+"""Sectors of the colour circle."""
 LOCAL_GRID = 4
 """Local motion is measured on a grid of so many by so many fields."""
 
@@ -38,8 +40,9 @@ def frame_statistics(frames: Tensor) -> Tensor:
     for clip in frames:  # clip by clip: the intermediates of 64 frames are some 100 MB
         pixels = clip.transpose(0, 1).float()
         luma = torch.einsum("tchw,c->thw", pixels, torch.tensor(_LUMA, device=pixels.device))
-        coarse = pixels[..., ::2, ::2].contiguous(), luma[..., ::2, ::2].contiguous()  # light and colour need no fine detail
-        parts = (*_exposure(coarse[1]), *_colour(*coarse), *_detail(luma), *_spectrum(luma), *_motion(luma))
+        coarse = functional.avg_pool2d(pixels, 4)  # light and colour need no fine detail
+        light = functional.avg_pool2d(luma, 4)
+        parts = (*_exposure(light), *_colour(coarse), *_detail(luma), *_spectrum(luma), *_motion(luma))
         rows.append(torch.stack(parts, dim=1))
     return torch.stack(rows)
 
@@ -57,7 +60,7 @@ def _exposure(luma: Tensor) -> list[Tensor]:
     return [mean, spread, skew, dark, bright]
 
 
-def _colour(pixels: Tensor, luma: Tensor) -> list[Tensor]:
+def _colour(pixels: Tensor) -> list[Tensor]:
     red_green = pixels[:, 0] - pixels[:, 1]
     yellow_blue = 0.5 * (pixels[:, 0] + pixels[:, 1]) - pixels[:, 2]
     chroma = torch.sqrt(red_green**2 + yellow_blue**2 + 1e-8)
@@ -67,7 +70,14 @@ def _colour(pixels: Tensor, luma: Tensor) -> list[Tensor]:
     previous = torch.stack(means, 1).roll(1, 0)
     change = (torch.stack(means, 1) - previous).abs().sum(1)
     change[0] = 0.0
-    return [*means, *spreads, vivid, change]
+    return [*means, *spreads, vivid, change, *_hues(red_green, yellow_blue, chroma)]
+
+
+def _hues(red_green: Tensor, yellow_blue: Tensor, chroma: Tensor) -> tuple[Tensor, ...]:
+    """How much of the frame's chroma lies in each sector of the colour circle: a palette."""
+    sector = ((torch.atan2(yellow_blue, red_green) / (2 * math.pi) + 0.5) * HUES).long().clamp(max=HUES - 1)
+    sums = chroma.new_zeros(len(chroma), HUES).scatter_add_(1, sector.flatten(1), chroma.flatten(1))
+    return (sums / chroma[0].numel()).unbind(1)
 
 
 def _detail(luma: Tensor) -> list[Tensor]:
@@ -78,8 +88,8 @@ def _detail(luma: Tensor) -> list[Tensor]:
         out.append(_log((image[..., 1:] - image[..., :-1]).abs().mean((1, 2, 3))))
         out.append(_log((image[..., 1:, :] - image[..., :-1, :]).abs().mean((1, 2, 3))))
         image = functional.avg_pool2d(image, 2)
-    mask = luma.new_tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]).view(1, 1, 3, 3)
-    noise = functional.conv2d(luma.unsqueeze(1), mask).abs()
+    across = luma[:, :, 2:] - 2 * luma[:, :, 1:-1] + luma[:, :, :-2]
+    noise = (across[:, 2:] - 2 * across[:, 1:-1] + across[:, :-2]).abs().unsqueeze(1)
     fields = functional.adaptive_avg_pool2d(noise, 8).flatten(1).sort(dim=1).values
     out += [_log(noise.mean((1, 2, 3))), _log(fields[:, 6]), _log(fields[:, -6])]
     out += [_periodicity(luma[:, :, 1:] - luma[:, :, :-1], 1), _periodicity(luma[:, 1:] - luma[:, :-1], 2)]
@@ -170,4 +180,4 @@ def _window(height: int, width: int, like: Tensor) -> Tensor:
     return tall.view(-1, 1) * wide.view(1, -1)
 
 
-STATISTICS = 5 + 8 + 6 + 3 + 2 + BANDS + 19
+STATISTICS = 5 + 8 + HUES + 6 + 3 + 2 + BANDS + 19

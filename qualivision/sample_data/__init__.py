@@ -16,6 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from qualivision.errors import QualiVisionError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 MIN_PROMPTS: Final = 6
 
 
-class SampleDataError(Exception):
+class SampleDataError(QualiVisionError):
     """A data set that can't be made here: the place is taken, or a picture is missing."""
 
 
@@ -36,11 +38,15 @@ class SampleSummary:
     clips: dict[str, int]
     video_bytes: int
 
+    def __str__(self) -> str:
+        clips = ", ".join(f"{split} {count}" for split, count in self.clips.items())
+        return f"{self.folder}: {sum(self.clips.values())} clips ({clips}), {self.video_bytes / 1e6:.0f} MB of video"
+
 
 def make_sample_data(
     out: Path,
     *,
-    prompts: int = 120,
+    prompts: int = 140,
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,

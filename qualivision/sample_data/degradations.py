@@ -196,10 +196,11 @@ def _low_resolution(rng: np.random.Generator, look: Look, severity: float) -> Lo
 
 
 def _noise(rng: np.random.Generator, look: Look, severity: float) -> Look:
-    shape = (HEIGHT + _NOISE_ROOM, WIDTH + _NOISE_ROOM)
+    # Grain of two pixels: finer grain would be gone when a model's frames are made smaller.
+    shape = (HEIGHT + _NOISE_ROOM) // 2, (WIDTH + _NOISE_ROOM) // 2
     grey = rng.standard_normal((*shape, 1), dtype=np.float32)
     tint = rng.standard_normal((*shape, 3), dtype=np.float32)
-    noise = (3 + 46 * severity) * (0.85 * grey + 0.5 * tint)
+    noise = ((3 + 46 * severity) * (0.85 * grey + 0.5 * tint)).repeat(2, axis=0).repeat(2, axis=1)
     return replace(look, noise=noise.astype(np.int16))
 
 

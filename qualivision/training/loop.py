@@ -83,9 +83,8 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each term of the loss, unweighted."""
-        tokens = self.model.encoder.tokens(batch.activations)
-        predicted = self.model.from_tokens(tokens, batch.text).mos.float()
-        pairs = self.model.alignment_of_all_pairs(tokens, batch.text).float()
+        predicted = self.model.from_stem(batch.activations, batch.text).mos.float()
+        pairs = self.model.alignment_of_all_pairs(batch.activations, batch.text).float()
         rated = batch.mos[:, DIMENSIONS.index("Alignment")]
         return {
             "regression": regression_loss(predicted, batch.mos),

@@ -24,6 +24,7 @@ RANK_MARGIN = 0.2
 RANK_MIN_GAP = 0.1
 SCALE_LOW, SCALE_HIGH, SCALE_WEIGHT = 2.5, 4.0, 1.5
 OTHER_PROMPT_MARGIN = 0.25
+FITTING, FITTING_WEIGHT = 3.0, 4.0
 
 
 class ShapeError(ValueError):
@@ -77,8 +78,9 @@ def correlation_loss(predicted: Tensor, target: Tensor) -> Tensor:
 def alignment_loss(predicted: Tensor, rated: Tensor, known: Tensor, own: Tensor) -> Tensor:
     """Every clip of a batch against every prompt of it.
 
-    Where it is known how well a clip fits another prompt, the prediction is drawn to that. Where it is not, a clip must
-    fit its own prompt better than the other, by a margin that grows with how well it was rated to fit its own.
+    Where it is known how well a clip fits another prompt, the prediction is drawn to that, by the squared error; four
+    times as much if that is above 3, for few prompts of others fit. Where it is not known, a clip must fit its own
+    prompt better than the other, by a margin that grows with how well it was rated to fit its own.
 
     Args:
         predicted: (B, P) Alignment of every clip with every prompt, MOS units.
@@ -94,7 +96,8 @@ def alignment_loss(predicted: Tensor, rated: Tensor, known: Tensor, own: Tensor)
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (predicted, rated, known, own))
         raise ShapeError(f"wanted (B, P), (B,), (B, P) and (B, P) tensors, got {shapes}")
     is_known = ~known.isnan() & ~own
-    graded = functional.smooth_l1_loss(predicted, known.nan_to_num(), beta=SMOOTH_L1_BETA, reduction="none")
+    target = known.nan_to_num()  # a NaN that is masked later would still make its gradient NaN
+    graded = (predicted - target) ** 2 * torch.where(target > FITTING, FITTING_WEIGHT, 1.0)
     fits_own = (predicted * own).sum(1, keepdim=True) / own.sum(1, keepdim=True).clamp(min=1)
     margin = OTHER_PROMPT_MARGIN * (rated.unsqueeze(1) - 1)
     contrast = functional.relu(predicted - fits_own + margin)
