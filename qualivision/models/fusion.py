@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HEADS = 4
+EVENNESS = 0.03
+"""Keeps the aspects' weights near an even share: left free, they learn which training prompt had which Overall."""
 
 
 class PromptReader(nn.Module):
@@ -109,7 +111,7 @@ class QualityAwareFusion(Fusion):
         query = self._heads(self._queries(text))
         attention = torch.einsum("bahd,bnhd->bhan", query, key) * (query.shape[-1] ** -0.5)
         seen = torch.einsum("bhan,bnhd->bahd", attention.softmax(-1), value).flatten(-2)
-        return Fused(self._join(seen, text), self.weigh(text).softmax(-1))
+        return Fused(self._join(seen, text), (EVENNESS * self.weigh(text)).softmax(-1))
 
     def _queries(self, text: Tensor) -> Tensor:
         return self.queries + self._per_aspect(self.condition(text))
@@ -157,4 +159,4 @@ class ConcatenationFusion(Fusion):
         """Tokens (B, N, D) and text (B, Dt), row by row."""
         text = self.read(text)
         mixed: Tensor = self.mix(torch.cat((tokens.mean(1), text), -1))
-        return Fused(mixed.unflatten(-1, (len(ASPECTS), self.width)), self.weigh(text).softmax(-1))
+        return Fused(mixed.unflatten(-1, (len(ASPECTS), self.width)), (EVENNESS * self.weigh(text)).softmax(-1))
