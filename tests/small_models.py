@@ -78,6 +78,7 @@ def train_settings(**changes: object) -> TrainSettings:
         "weight_decay": 1e-2,
         "warmup_steps": 3,
         "gradient_norm": 1.0,
+        "average": 0.0,
         "loss": LOSS,
     }
     return TrainSettings.model_validate(values | changes)
@@ -106,6 +107,7 @@ def write_data_set(root: Path, *, train: int = 40, val: int = 12, spoil: str | N
     for split, count in (("train", train), ("val", val), ("test", val)):
         names = [f"{'ABC'[number % 3]}_{split}{number:02d}.mp4" for number in range(count)]
         quality = random.uniform(0, 1, (count, len(MOS_COLUMNS)))
+        quality[:, -1] = quality[:, :-1].mean(1)  # Overall is made of the others
         for name, levels in zip(names, quality, strict=True):
             image = random.normal(0, 1, (4, IMAGE_CHANNELS))
             image[:, : 20 * len(levels)] += 4 * np.repeat(levels - 0.5, 20)

@@ -21,7 +21,7 @@ from qualivision.models.factory import build_model, build_stem, stem_fingerprint
 from qualivision.models.fusion import QualityAwareFusion
 from qualivision.models.lite import Standardise, moments
 from qualivision.models.lite_stem import IMAGE_CHANNELS, LAYOUT_CHANNELS, weights_file
-from qualivision.models.quality import ALIGNMENT, ASPECTS, Fused, MosHead, frames_to_input
+from qualivision.models.quality import ALIGNMENT, ASPECTS, Fused, MosHead, bounded, frames_to_input
 from qualivision.models.statistics import STATISTICS
 from qualivision.models.weights import WeightsError, load_in_order
 from qualivision.training.data import Batch
@@ -118,26 +118,24 @@ def test_aspect_weights_sum_to_one_and_follow_the_prompt(fusion):
     assert not torch.allclose(weights[0], weights[1])
 
 
-@each_fusion
-def test_alignment_of_a_clip_with_its_own_prompt_is_the_one_predicted(fusion):
-    model, text = small_model(fusion).eval(), made_up_text(4)
+def test_alignment_of_all_pairs_is_that_of_each_pair_alone():
+    model, text, activations = small_model().eval(), made_up_text(2), made_up_activations(3)
     with torch.no_grad():
-        activations = made_up_activations(4)
         pairs = model.alignment_of_all_pairs(activations, text)
-        wanted = model.from_stem(activations, text).mos[:, ALIGNMENT]
-    assert torch.allclose(pairs.diagonal(), wanted, atol=1e-5)
-
-
-@each_fusion
-def test_alignment_of_all_pairs_is_that_of_each_pair_alone(fusion):
-    model, text = small_model(fusion).eval(), made_up_text(2)
-    with torch.no_grad():
-        activations = made_up_activations(3)
-        pairs = model.alignment_of_all_pairs(activations, text)
-        alone = [{name: value[clip : clip + 1] for name, value in activations.items()} for clip in range(3)]
-        slow = [[model.from_stem(clip, text[p : p + 1]).mos[0, ALIGNMENT] for p in range(2)] for clip in alone]
-    assert pairs.shape == (3, 2)
+        content = model.encoder.content(activations)
+        slow = [[bounded(model.match(content[[clip]], text[[p]])).item() for p in range(2)] for clip in range(3)]
+    assert content.shape == (3, model.encoder.content_width)
     assert torch.allclose(pairs, torch.tensor(slow), atol=1e-5)
+    assert pairs.std() > 1e-3, "else anything would be close"
+
+
+def test_a_better_match_raises_alignment_and_overall_alone():
+    model, fused = small_model().eval(), Fused(torch.randn(1, len(ASPECTS), 16), torch.full((1, len(ASPECTS)), 0.25))
+    with torch.no_grad():
+        low, high = (model.head(fused, torch.tensor([match]))[0] for match in (-2.0, 2.0))
+    changed = (high - low).abs() > 1e-6
+    assert changed.tolist() == [False, True, False, False, True]
+    assert high[ALIGNMENT] > low[ALIGNMENT]
 
 
 @each_fusion

@@ -79,7 +79,7 @@ def edit_table(data: DataSet, split: str, change) -> None:
 
 
 def test_a_small_data_set_is_learned(data, tmp_path):
-    settings = train_settings(epochs=12)
+    settings = train_settings(epochs=25)
     going = trainer(data, tmp_path, settings, dropout=0.0)
     trained = run(going)
     losses = [epoch["loss_total"] for epoch in trained.history]
