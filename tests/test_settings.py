@@ -69,7 +69,7 @@ def test_a_wrong_value_is_refused_and_its_key_named(tmp_path, key, value, messag
 
 def test_all_wrong_values_are_named_at_once(tmp_path):
     changed(tmp_path / "params.yaml", "lite.train.epochs", 0)
-    text = (tmp_path / "params.yaml").read_text().replace("patience: 30", "patience: -1")
+    text = (tmp_path / "params.yaml").read_text().replace("patience: 12", "patience: -1")
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(SettingsError, match=r"lite\.train\.epochs.*lite\.train\.patience"):
         load_settings(tmp_path / "params.yaml")

@@ -148,7 +148,7 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
 
     def run(self, *, resume: bool, log: Callable[[int, Metrics], None], advance: Advance) -> Trained:
-        """Train to the last epoch, or until the validation score has not risen for `patience` epochs.
+        """Train to the last epoch, or until the score has not risen for `patience` epochs of the second half.
 
         Args:
             resume: go on from an interrupted run of the same data and settings, if there is one.
@@ -174,10 +174,11 @@ class Trainer:
             seen = len(self.loader) * min(settings.batch_size, len(self.train_set))
             log(progress.epoch, metrics | {"clips_per_second": seen / seconds})
             advance(progress.epoch, settings.epochs)
-            if metrics["val_score"] > progress.best_score:
+            # Only epochs of the second half, when the rate has fallen: an early peak over a few prompts is luck.
+            if progress.epoch > settings.epochs // 2 and metrics["val_score"] > progress.best_score:
                 progress.best_score, progress.best_epoch = metrics["val_score"], progress.epoch
                 self.best = {name: value.clone() for name, value in trained_tensors(self.averaged).items()}
-            stalled = progress.epoch - progress.best_epoch >= settings.patience
+            stalled = progress.epoch - max(progress.best_epoch, settings.epochs // 2) >= settings.patience
             progress.finished = stalled or progress.epoch >= settings.epochs
             self._save()
         return Trained(
