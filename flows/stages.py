@@ -11,8 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefect import get_run_logger, task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 BUSY = "is busy"
 BUSY_WAIT_SECONDS = 5.0
@@ -46,7 +50,7 @@ def repro(stage: str) -> bool:
     raise StageFailedError(f"stage {stage} failed (exit code {code}):\n" + "\n".join(lines[-20:]))
 
 
-def _run(command: list[str], say: object) -> tuple[int, list[str]]:
+def _run(command: list[str], say: Callable[[str], None]) -> tuple[int, list[str]]:
     """Run a command in a process group of its own, which ends with this task; its lines go to `say` as they come."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     child = subprocess.Popen(
@@ -63,7 +67,7 @@ def _run(command: list[str], say: object) -> tuple[int, list[str]]:
         for line in child.stdout:
             if text := line.rstrip():
                 lines.append(text)
-                say(text)  # type: ignore[operator]
+                say(text)
         return child.wait(), lines
     finally:
         if child.poll() is None:  # cancelled: DVC alone would leave the stage's process running

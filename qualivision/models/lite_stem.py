@@ -109,7 +109,7 @@ class LiteStem(nn.Module):
 
 
 def _fuse_normalisation(module: nn.Module) -> None:
-    """Fold each batch normalisation into the convolution before it: the same function, a fifth less time."""
+    """Fold each batch normalisation into the convolution before it: the same function, about an eighth less time."""
     previous: tuple[str, nn.Module] | None = None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d) and previous and isinstance(previous[1], nn.Conv2d):
