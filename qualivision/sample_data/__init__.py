@@ -46,7 +46,7 @@ class SampleSummary:
 def make_sample_data(
     out: Path,
     *,
-    prompts: int = 140,
+    prompts: int = 200,
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,

@@ -83,8 +83,9 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Each term of the loss, unweighted."""
-        predicted = self.model.from_stem(batch.activations, batch.text).mos.float()
-        pairs = self.model.alignment_of_all_pairs(batch.activations, batch.text).float()
+        seen = self.model.see(batch.activations)
+        predicted = self.model.judge(seen, batch.text).mos.float()
+        pairs = self.model.alignment_of_all_pairs(seen, batch.text).float()
         rated = batch.mos[:, DIMENSIONS.index("Alignment")]
         return {
             "regression": regression_loss(predicted, batch.mos),
