@@ -146,9 +146,17 @@ class Cache:
         for done, _ in enumerate(missing(todo), start=1):
             advance(done, len(todo))
         pruned = self._prune(set(keys))
-        text = json.dumps(dict(sorted(wanted.items())), indent=0)
-        write_atomically(self.folder / INDEX, text.encode())
+        self._write_index(wanted)
         return Filled(made=len(todo), kept=len(whole), pruned=pruned)
+
+    def refer(self, entries: Mapping[str, str]) -> None:
+        """Hold no entry, and only say which of another cache belong to which clips: {clip: key}."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._prune(set())
+        self._write_index(entries)
+
+    def _write_index(self, entries: Mapping[str, str]) -> None:
+        write_atomically(self.folder / INDEX, json.dumps(dict(sorted(entries.items())), indent=0).encode())
 
     def _prune(self, keep: set[str]) -> int:
         """Delete entries and left-over temporary files that no clip needs.

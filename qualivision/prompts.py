@@ -51,7 +51,7 @@ class PromptEncoder:
         transformers_logging.disable_progress_bar()
         self.name = name
         try:
-            self._model = SentenceTransformer(_location(name), device=device)
+            self.sentences = SentenceTransformer(_location(name), device=device)
         except (OSError, ValueError, RuntimeError, SafetensorError) as err:
             cause = str(err).partition("\n")[0].rstrip(".")
             raise PromptError(
@@ -61,7 +61,7 @@ class PromptEncoder:
 
     def encode(self, prompts: Sequence[str]) -> Embeddings:
         """(N, D) float32 embeddings of N prompts, each of length 1."""
-        vectors = self._model.encode(
+        vectors = self.sentences.encode(
             list(prompts), normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
         )
         return np.asarray(vectors, dtype=np.float32)

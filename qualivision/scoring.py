@@ -94,7 +94,7 @@ class Scorer:
             raise PromptError(f"{video}: the prompt is blank; a score is always against a prompt")
         frames = frames_to_input(read_frames(Path(video), self.card.frames)).to(self._device)
         with torch.inference_mode():
-            found = self._model(frames, self._embed(prompt).to(self._device))
+            found = self._model(frames, self._model.embed([prompt], self._embed(prompt).to(self._device)))
         return Scores(
             video=str(video),
             prompt=prompt,

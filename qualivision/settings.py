@@ -42,12 +42,16 @@ class FrameSpec(Section):
         return f"{self.count}x{self.height}x{self.width}"
 
 
+ModelName = Literal["lite", "dover", "vjepa2"]
+
+
 class TextSettings(Section):
-    """The frozen sentence encoder of the prompts."""
+    """The sentence encoder of the prompts: frozen and its embeddings cached, unless it is trained."""
 
     encoder: str = Field(
         min_length=1, description="'all-MiniLM-L6-v2' (in a package), a folder, or a name on the model hub"
     )
+    train: bool = Field(default=False, description="train it too, at train.rates.text times the learning rate")
 
 
 class NetworkSettings(Section):
@@ -58,6 +62,33 @@ class NetworkSettings(Section):
     dropout: float = Field(ge=0.0, lt=1.0)
 
 
+class DoverNetwork(NetworkSettings):
+    """The network of `dover`; all of it is trained."""
+
+    weights: str = Field(min_length=1, description="'teowu/DOVER' on the model hub, or a local .pth or .safetensors")
+    checkpointing: bool = Field(default=False, description="less memory in training for about a third more time")
+
+
+class Vjepa2Network(NetworkSettings):
+    """The network of `vjepa2`."""
+
+    weights: str = Field(min_length=1, description="a V-JEPA2 checkpoint on the model hub, or a local folder")
+    freeze_ratio: float = Field(
+        ge=0.0, le=1.0, description="share of the layers, from the bottom, that stay as they are"
+    )
+    cache_stem: bool = Field(description="compute the frozen layers once a clip, and keep what they give on disk")
+    stem_precision: Literal["bf16", "fp32"] = Field(description="of the frozen layers; bf16 takes half the memory")
+    checkpointing: bool = Field(default=False, description="less memory in training for about a third more time")
+
+
+class RateSettings(Section):
+    """Factors of the learning rate by part of the model."""
+
+    text: float = Field(default=1.0, gt=0.0, description="the sentence encoder, if it is trained")
+    video: float = Field(default=1.0, gt=0.0, description="published layers of the video encoder")
+    head: float = Field(default=1.0, gt=0.0, description="everything that starts afresh")
+
+
 class LossSettings(Section):
     """Weights of the loss terms; the first two adapt while training (`training/losses.py`)."""
 
@@ -66,6 +97,7 @@ class LossSettings(Section):
     scale: float = Field(ge=0.0, description="squared error that counts more below 2.5 and above 4.0")
     correlation: float = Field(ge=0.0, description="1 - PLCC in a batch")
     alignment: float = Field(ge=0.0, description="every clip of a batch against every prompt of it")
+    auxiliary: float = Field(default=0.0, ge=0.0, description="what the video encoder's own heads say, if it has any")
 
 
 class TrainSettings(Section):
@@ -77,6 +109,7 @@ class TrainSettings(Section):
     batch_size: int = Field(ge=2)
     accumulate: int = Field(ge=1, description="batches per optimizer step")
     learning_rate: float = Field(gt=0.0)
+    rates: RateSettings = RateSettings()
     weight_decay: float = Field(ge=0.0)
     warmup_steps: int = Field(ge=0)
     average: float = Field(
@@ -84,16 +117,35 @@ class TrainSettings(Section):
     )
     gradient_norm: float = Field(gt=0.0, description="clip the gradient to this norm")
     precision: Literal["no", "fp16", "bf16"] = "no"
+    save_steps: int = Field(
+        default=0, ge=0, description="optimizer steps between two states that --resume can go on from; 0: each epoch"
+    )
     loss: LossSettings
 
 
 class ModelSettings(Section):
-    """One model: what it reads, its trained part, its training."""
+    """One model: what it reads, its network, its training."""
 
     frames: FrameSpec
     text: TextSettings
     network: NetworkSettings
     train: TrainSettings
+
+
+class DoverSettings(ModelSettings):
+    """`dover`."""
+
+    network: DoverNetwork
+
+
+class Vjepa2Settings(ModelSettings):
+    """`vjepa2`."""
+
+    network: Vjepa2Network
+
+
+NETWORKS: dict[str, type[NetworkSettings]] = {"lite": NetworkSettings, "dover": DoverNetwork, "vjepa2": Vjepa2Network}
+"""The network section of each model."""
 
 
 class ValidateSettings(Section):
@@ -125,12 +177,14 @@ class RegistrySettings(Section):
 class Settings(Section):
     """All of `params.yaml`."""
 
-    models: list[Literal["lite"]] = Field(min_length=1, description="the models that the pipeline builds")
-    deploy: Literal["lite"] = Field(description="the one of them that is registered")
+    models: list[ModelName] = Field(min_length=1, description="the models that the pipeline builds")
+    deploy: ModelName = Field(description="the one of them that is registered")
     validate_: ValidateSettings = Field(alias="validate")
     evaluate: EvaluateSettings
     registry: RegistrySettings
     lite: ModelSettings
+    dover: DoverSettings
+    vjepa2: Vjepa2Settings
 
     @model_validator(mode="after")
     def _deployed_model_is_built(self) -> Settings:

