@@ -110,7 +110,8 @@ def train(
     """Train the model and write its checkpoint."""
     from qualivision.stages import train as stage
 
-    say(stage.run(model, resume=resume))
+    if summary := stage.run(model, resume=resume):  # of several processes only the first has one
+        say(summary)
 
 
 @app.command()

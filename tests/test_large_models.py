@@ -20,7 +20,7 @@ from qualivision.settings import load_settings
 from qualivision.stages import encode, evaluate, frames, places, prompts, train
 from qualivision.training.checkpoint import WEIGHTS, CheckpointError, load_checkpoint
 from qualivision.training.data import ClipSet
-from qualivision.training.loop import predict
+from qualivision.training.loop import TrainingError, predict
 
 FRAMES = {"count": 8, "height": 64, "width": 64}
 PARAMS = Path(__file__).parent.parent / "params.yaml"
@@ -197,3 +197,14 @@ def test_a_sentence_encoder_that_is_trained_moves_and_is_kept(own):
     still = torch.from_numpy(PromptEncoder("all-MiniLM-L6-v2").encode(["A red ball"]))
     assert moved.norm(dim=1).item() == pytest.approx(1.0, abs=1e-4)
     assert 1e-4 < (moved - still).abs().max() < 0.5
+
+
+def test_a_stage_trains_in_as_many_processes_as_the_settings_say(own):
+    change("dover.train", epochs=2, processes=2, batch_size=5)
+    before = load_file(places.checkpoint_dir("dover") / WEIGHTS)
+    assert train.run("dover") == ""
+    after = load_file(places.checkpoint_dir("dover") / WEIGHTS)
+    assert before.keys() == after.keys() and len(histories("dover")) == 2
+    Path("cache/prompts/dover").rename("away")
+    with pytest.raises(TrainingError, match="2 processes ended with exit code 1"):
+        train.run("dover")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +37,8 @@ def run(model: str, *, resume: bool = False) -> str:
     from qualivision.training.loop import Trainer
 
     settings = load_settings().model(model)
+    if settings.train.processes > 1 and "LOCAL_RANK" not in os.environ:
+        return _launch(model, settings.train.processes, resume=resume)
     embeddings = PromptCache(places.prompts_dir(model), settings.text.encoder).read()
     network = settings.network
     stems = activations_cache(model, network)
@@ -64,6 +69,9 @@ def run(model: str, *, resume: bool = False) -> str:
         state=folder / "trainer",
         identity=identity,
     )
+    if not trainer.accelerator.is_main_process:  # it works along; what is said, logged and written is the first one's
+        trainer.run(resume=resume, log=lambda epoch, metrics: None, advance=lambda done, total: None)
+        return ""
     with (
         tracking.training_run(model, settings.model_dump()) as record,
         progress(f"train {model}", unit="epochs") as advance,
@@ -89,3 +97,18 @@ def run(model: str, *, resume: bool = False) -> str:
         save_checkpoint(folder, card, trained.tensors)
         record.finish(checkpoint_id(folder))
     return f"train {model}: best epoch {trained.epoch} of {len(trained.history)}, validation score {trained.score:.3f}"
+
+
+def _launch(model: str, processes: int, *, resume: bool) -> str:
+    """The same command in several processes, a GPU for each. Raises TrainingError when they can't run, or fail."""
+    import torch
+
+    from qualivision.training.loop import TrainingError
+
+    if torch.cuda.is_available() and processes > (gpus := torch.cuda.device_count()):
+        raise TrainingError(f"{model}.train.processes in params.yaml is {processes}, but this machine has {gpus} GPUs")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*launcher, "-m", "qualivision.cli", "train", model, *(["--resume"] if resume else [])]
+    if code := subprocess.run(command, check=False).returncode:
+        raise TrainingError(f"train {model}: {processes} processes ended with exit code {code}; the cause stands above")
+    return ""

@@ -185,6 +185,11 @@ class Trainer:
         self.accelerator = Accelerator(
             mixed_precision=settings.precision, gradient_accumulation_steps=settings.accumulate
         )
+        if self.accelerator.distributed_type not in ("NO", "MULTI_GPU", "MULTI_CPU"):
+            raise TrainingError(
+                f"{self.accelerator.distributed_type} is not supported: train on one device, or on several that each "
+                "hold the whole model (for vjepa2, cache_stem leaves a sixth of it)"
+            )
         self.order = torch.Generator()
         loader = DataLoader(
             train_set,
