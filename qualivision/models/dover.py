@@ -281,7 +281,7 @@ class DoverEncoder(Encoder):
         depths, dims: blocks and channels of each stage; published are (3, 3, 9, 3) and (96, 192, 384, 768).
         width: channels of the tokens.
         dropout: share of channels dropped before the tokens are made, while training.
-        checkpointing: see `ConvNeXt3D`.
+        checkpointing: see `ConvNeXt3D`; then also clip by clip (`benchmarks/gpu_memory.py` says what that saves).
     """
 
     def __init__(
@@ -327,12 +327,22 @@ class DoverEncoder(Encoder):
             A token for each of at most 7 x 7 fields of every two frames; content, the mean of the map; and what the
             heads say: the aesthetic one of Aesthetic, the technical one of Traditional.
         """
-        frames = unpacked(activations)
-        mean, std = (frames.new_tensor(values).view(1, 3, 1, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
-        maps = self.backbone((frames - mean) / std)
+        frames = activations["frames"]
+        if self.backbone.checkpointing and torch.is_grad_enabled():
+            # Clip by clip: in the backward pass only one clip's maps are there at a time, and of these one block's.
+            clips = [checkpoint(self._maps, clip, use_reentrant=False) for clip in frames.split(1)]
+            maps = torch.cat(clips)
+        else:
+            maps = self._maps(frames)
         content = functional.layer_norm(maps.mean((1, 2, 3)), maps.shape[-1:])
         own = {"Aesthetic": self.aesthetic(maps), "Traditional": self.technical(maps)}
         return Seen(self.project(_fields(maps)), content, own)
+
+    def _maps(self, packed_frames: Tensor) -> Tensor:
+        frames = unpacked({"frames": packed_frames})
+        mean, std = (frames.new_tensor(values).view(1, 3, 1, 1, 1) for values in (_IMAGENET_MEAN, _IMAGENET_STD))
+        maps: Tensor = self.backbone((frames - mean) / std)
+        return maps
 
 
 def _fields(maps: Tensor) -> Tensor:
