@@ -67,12 +67,12 @@ class TrainingRecord:
         """Log an optimizer step's metrics. They are sent with others: a request for each would cost more than it."""
         self._add(number, {f"step/{name}": value for name, value in metrics.items()})
         if len(self._waiting) > METRICS_PER_REQUEST:
-            self._send()
+            self.flush()
 
     def epoch(self, number: int, metrics: Mapping[str, float]) -> None:
         """Log an epoch's metrics, and what is left of its steps'."""
         self._add(number, metrics)
-        self._send()
+        self.flush()
 
     def finish(self, checkpoint: str) -> None:
         """Tag the run with the checkpoint that it made."""
@@ -86,7 +86,8 @@ class TrainingRecord:
         now = int(time.time() * 1000)
         self._waiting += [Metric(name, value, now, number) for name, value in metrics.items()]
 
-    def _send(self) -> None:
+    def flush(self) -> None:
+        """Send what waits."""
         for start in range(0, len(self._waiting), METRICS_PER_REQUEST):
             self._client.log_batch(self.run_id, self._waiting[start : start + METRICS_PER_REQUEST])
         self._waiting.clear()
@@ -101,7 +102,11 @@ def training_run(model: str, settings: Mapping[str, Any]) -> Iterator[TrainingRe
     with mlflow.start_run(run_name=f"train-{model}") as run:
         mlflow.log_params(dict(_flat(settings)))
         mlflow.set_tag("qualivision.model", model)
-        yield TrainingRecord(store, run.info.run_id)
+        record = TrainingRecord(store, run.info.run_id)
+        try:
+            yield record
+        finally:
+            record.flush()
 
 
 def run_of(store: MlflowClient, checkpoint: str) -> str | None:

@@ -159,6 +159,24 @@ def test_the_run_of_a_checkpoint_is_found_again_by_its_hash(place):
     assert [(m.step, m.value) for m in store.get_metric_history(record.run_id, "loss_total")] == [(1, 2.0), (2, 1.0)]
 
 
+def test_steps_are_logged_in_few_requests_and_none_is_lost_when_training_fails(place, monkeypatch):
+    store = tracking.client()
+    requests, log_batch = [], type(store).log_batch
+
+    def counted(self, run_id, metrics=(), **more):
+        requests.extend([1] if metrics else [])
+        return log_batch(self, run_id, metrics, **more)
+
+    monkeypatch.setattr(type(store), "log_batch", counted)
+    with pytest.raises(RuntimeError), tracking.training_run("lite", {}) as record:
+        for number in range(1, 601):
+            record.step(number, {"loss_total": 1.0 / number, "rate_head": 0.1})
+        raise RuntimeError
+    history = store.get_metric_history(record.run_id, "step/loss_total")
+    assert [(m.step, m.value) for m in history] == [(number, 1.0 / number) for number in range(1, 601)]
+    assert len(requests) == 3, "1200 values, a thousand at most in each, sent once there are more than that"
+
+
 def test_a_training_that_raises_ends_as_failed_and_is_no_checkpoints_run(place):
     with pytest.raises(RuntimeError, match="out of luck"), tracking.training_run("lite", {}) as record:
         raise RuntimeError("out of luck")

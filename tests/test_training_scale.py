@@ -219,3 +219,31 @@ def test_gradients_of_two_processes_equal_those_of_one_with_the_same_clips(data,
     for name, value in one.items():
         assert torch.allclose(two[name], value, rtol=1e-3, atol=1e-5 * largest), name
     assert largest > 1e-3, "else anything would be close"
+
+
+# Mixed precision
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """accelerate keeps its precision for a whole process."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    yield
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_bfloat16_learns_what_full_precision_learns(data, tmp_path):
+    rough = run_steps(trainer(data, tmp_path / "bf16", train_settings(epochs=3, precision="bf16")))
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+    exact = run_steps(trainer(data, tmp_path / "full", train_settings(epochs=3)))
+    curves = [[epoch["loss_total"] for epoch in trained.history] for trained in (rough, exact)]
+    assert curves[0] == pytest.approx(curves[1], rel=0.05)
+    assert curves[0] != curves[1], "else nothing ran in bfloat16"
+    assert all(value.dtype == torch.float32 for name, value in rough.tensors.items() if name.startswith("head."))
