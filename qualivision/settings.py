@@ -118,6 +118,9 @@ class TrainSettings(Section):
     gradient_norm: float = Field(gt=0.0, description="clip the gradient to this norm")
     precision: Literal["no", "fp16", "bf16"] = "no"
     processes: int = Field(default=1, ge=1, le=64, description="GPUs of this machine to train on, a process for each")
+    sharded: bool = Field(
+        default=False, description="share parameters and optimizer among the processes (FSDP), each holding its part"
+    )
     save_steps: int = Field(
         default=0, ge=0, description="optimizer steps between two states that --resume can go on from; 0: each epoch"
     )

@@ -175,50 +175,77 @@ RANK = """
     from accelerate import Accelerator
     Accelerator(cpu=True)
     from small_models import DataSet, made_up_text, train_settings
+    from qualivision.training.sharding import whole
     from test_training import trainer
-    root, out, size = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+    root, out, size, sharded = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "sharded"
     data = DataSet(root, dict(zip((f"prompt {number}" for number in range(8)), made_up_text(8).numpy())))
-    settings = train_settings(epochs=2, batch_size=size, gradient_norm=1e9)
+    settings = train_settings(epochs=2, batch_size=size, gradient_norm=1e9, average=0.9, sharded=sharded)
     going = trainer(data, out / "state", settings, dropout=0.0)
     first = {}
     step = going.optimizer.step
     def recorded(*args, **kwargs):
         if not first:
-            first.update({name: p.grad.clone() for name, p in going.model.named_parameters() if p.grad is not None})
+            every = going.model.named_parameters()
+            first.update({name: whole(p.grad).clone() for name, p in every if p.grad is not None})
         return step(*args, **kwargs)
     going.optimizer.step = recorded
     trained = going.run(resume=False, log=lambda *_: None, advance=lambda *_: None)
     if going.accelerator.is_main_process:
         from safetensors.torch import save_file
         save_file(first, str(out / "gradients.safetensors"))
+        save_file(trained.tensors, str(out / "trained.safetensors"))
         (out / "processes").write_text(f"{going.accelerator.num_processes} {trained.score:.6f}")
 """
 
 
-def ranks(data, out: Path, *, processes: int, batch_size: int) -> None:
+def ranks(data, out: Path, *, processes: int, batch_size: int, sharded: bool = False) -> None:
     out.mkdir()
     script = out / "rank.py"
     script.write_text(textwrap.dedent(RANK))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
     command = [*launcher, str(script), str(TESTS), str(data.root), str(out), str(batch_size)]
+    command.append("sharded" if sharded else "whole")
     found = subprocess.run(
         command, capture_output=True, text=True, timeout=240, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert found.returncode == 0, found.stderr[-3000:]
 
 
-def test_gradients_of_two_processes_equal_those_of_one_with_the_same_clips(data, tmp_path):
+@pytest.fixture(scope="module")
+def several(data, tmp_path_factory):
+    """The same training by one process, by two, and by two that share the parameters."""
+    root = tmp_path_factory.mktemp("several")
+    ranks(data, root / "one", processes=1, batch_size=16)
+    ranks(data, root / "two", processes=2, batch_size=8)
+    ranks(data, root / "sharded", processes=2, batch_size=8, sharded=True)
+    return root
+
+
+@pytest.mark.parametrize("name", ["two", "sharded"])
+def test_gradients_of_two_processes_equal_those_of_one_with_the_same_clips(several, name):
     from safetensors.torch import load_file
 
-    ranks(data, tmp_path / "one", processes=1, batch_size=16)
-    ranks(data, tmp_path / "two", processes=2, batch_size=8)
-    assert (tmp_path / "two" / "processes").read_text().startswith("2 ")
-    one, two = (load_file(tmp_path / name / "gradients.safetensors") for name in ("one", "two"))
+    assert (several / name / "processes").read_text().startswith("2 ")
+    one, two = (load_file(several / each / "gradients.safetensors") for each in ("one", name))
     assert one.keys() == two.keys() and len(one) > 20
     largest = max(value.abs().max().item() for value in one.values())
-    for name, value in one.items():
-        assert torch.allclose(two[name], value, rtol=1e-3, atol=1e-5 * largest), name
+    for parameter, value in one.items():
+        assert torch.allclose(two[parameter], value, rtol=1e-3, atol=1e-5 * largest), parameter
     assert largest > 1e-3, "else anything would be close"
+
+
+def test_shared_parameters_end_as_those_that_each_process_holds_whole(several):
+    from safetensors.torch import load_file
+
+    two, shared = (load_file(several / name / "trained.safetensors") for name in ("two", "sharded"))
+    assert two.keys() == shared.keys()
+    for name, value in two.items():
+        assert torch.allclose(shared[name], value, rtol=1e-3, atol=1e-4), name
+
+
+def test_sharing_with_nobody_is_refused(data, tmp_path):
+    with pytest.raises(TrainingError, match=r"train\.sharded needs several processes"):
+        trainer(data, tmp_path, train_settings(sharded=True))
 
 
 # Mixed precision

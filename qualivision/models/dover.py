@@ -28,7 +28,7 @@ from qualivision.models.quality import Encoder, Seen, bounded, packed, unpacked
 from qualivision.models.weights import WeightsError, read_state
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from torch import Tensor
 
@@ -265,8 +265,8 @@ class OwnScore(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.head = VideoHead(channels)
-        self.scale = nn.Parameter(torch.ones(()))
-        self.offset = nn.Parameter(torch.zeros(()))
+        self.scale = nn.Parameter(torch.ones(1))
+        self.offset = nn.Parameter(torch.zeros(1))
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, T, H, W, C) to (B,) MOS."""
@@ -313,6 +313,10 @@ class DoverEncoder(Encoder):
     def architecture(self) -> dict[str, Any]:
         """Its size."""
         return {"depths": list(self.depths), "dims": list(self.dims)}
+
+    def layers(self) -> Iterable[nn.Module]:
+        """The blocks of all stages."""
+        return (block for stage in self.backbone.stages.children() for block in stage.children())
 
     def stem(self, frames: Tensor) -> Activations:
         """Nothing is frozen: the frames, packed."""

@@ -60,7 +60,7 @@ class Match(nn.Module):
         self.shows = nn.Sequential(nn.Dropout(dropout), nn.Linear(content_width, self.CHANNELS))
         self.asks = nn.Sequential(nn.Dropout(dropout), nn.Linear(text_width, self.CHANNELS))
         self.scale = text_width**0.5
-        self.offset = nn.Parameter(torch.zeros(()))
+        self.offset = nn.Parameter(torch.zeros(1))
 
     def forward(self, content: Tensor, text: Tensor) -> Tensor:
         """Content (B, C) and text (B, Dt), row by row, to (B,) logits."""

@@ -96,6 +96,10 @@ class Encoder(nn.Module, ABC):
         """What rebuilds it without its published weights, beside its settings; plain values."""
         return {}
 
+    def layers(self) -> Iterable[nn.Module]:
+        """The trained modules that sharded training gathers one at a time; what is in none of them, at once."""
+        return ()
+
     @abstractmethod
     def stem(self, frames: Tensor) -> Activations:
         """The frozen part: (B, 3, T, H, W) float in [0, 1] to activations."""
@@ -144,8 +148,8 @@ class MosHead(nn.Module):
             for _ in ASPECTS
         )
         self.correction = nn.Sequential(nn.Linear(len(ASPECTS), 16), nn.GELU(), nn.Linear(16, 1))
-        self.own_scale = nn.Parameter(torch.ones(()))
-        self.own_offset = nn.Parameter(torch.zeros(()))
+        self.own_scale = nn.Parameter(torch.ones(1))
+        self.own_offset = nn.Parameter(torch.zeros(1))
 
     def forward(self, fused: Fused, match: Tensor) -> Tensor:
         """(B, 5) MOS, from what a fusion gives and the logits (B,) of `Match`."""

@@ -19,6 +19,7 @@ from qualivision.models.vjepa2_stem import build_layers, frozen_count, positions
 from qualivision.models.weights import WeightsError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from torch import Tensor
@@ -85,6 +86,10 @@ class Vjepa2Encoder(Encoder):
     def architecture(self) -> Config:
         """The network, as `vjepa2_stem.read_config` gives it."""
         return self.config
+
+    def layers(self) -> Iterable[nn.Module]:
+        """The trained layers of the transformer."""
+        return self.backbone.layers.children()
 
     def stem(self, frames: Tensor) -> Activations:
         """The frozen part's activations (see `Vjepa2Stem.forward`), or with `cache_stem=False` the frames, packed.

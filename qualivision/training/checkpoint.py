@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from qualivision.cache import file_hash, make_key, write_atomically
 from qualivision.errors import QualiVisionError
 from qualivision.settings import NETWORKS, FrameSpec, NetworkSettings, TextSettings
+from qualivision.training.sharding import part_like, whole
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,7 +63,7 @@ class ModelCard:
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     """What training changes or measures: everything but the frozen stem; on the CPU."""
     return {
-        name: value.detach().cpu().contiguous()
+        name: whole(value.detach()).cpu().contiguous()
         for name, value in model.state_dict().items()
         if not name.startswith(FROZEN)
     }
@@ -140,7 +141,8 @@ def load_checkpoint(folder: Path, *, with_stem: bool) -> tuple[QualityModel, Mod
 
 def load_trained(model: QualityModel, tensors: dict[str, Tensor], source: Path) -> None:
     """Put trained tensors into a model; all of them and no others, or CheckpointError."""
-    ours = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(FROZEN)}
+    held = {name: value for name, value in model.state_dict().items() if not name.startswith(FROZEN)}
+    ours = {name: value.shape for name, value in held.items()}
     missing, unexpected = sorted(ours.keys() - tensors.keys()), sorted(tensors.keys() - ours.keys())
     reshaped = [
         f"{name} {tuple(tensors[name].shape)} for {tuple(shape)}"
@@ -152,6 +154,7 @@ def load_trained(model: QualityModel, tensors: dict[str, Tensor], source: Path) 
             f"{source}: does not fit this version of the model: missing {missing[:5]}, unexpected {unexpected[:5]}, "
             f"of another shape {reshaped[:5]}; train again"
         )
+    tensors = {name: part_like(value, held[name]) for name, value in tensors.items()}
     model.load_state_dict(tensors, strict=False)  # not strict only for the frozen stem, which has weights of its own
 
 

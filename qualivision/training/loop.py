@@ -33,6 +33,7 @@ from qualivision.training.losses import (
     scale_aware_loss,
 )
 from qualivision.training.optimizer import make_optimizer, make_schedule
+from qualivision.training.sharding import part_like, shard, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -200,11 +201,16 @@ class Trainer:
             collate_fn=train_set.collate,
         )
         self.model = build()
+        self.averaged = _copy(self.model).to(self.accelerator.device)
+        self.objective: nn.Module = Objective(self.model)
+        if settings.sharded:
+            self._shard()
+        else:
+            self.objective = self.accelerator.prepare(self.objective)
         optimizer = make_optimizer(self.model, settings)
         # The loader too: accelerate then steps at the end of an epoch, however few batches have been accumulated, and
         # no gradient waits for the next epoch, where a resumed run would lack it.
-        self.averaged = _copy(self.model).to(self.accelerator.device)
-        self.objective, self.optimizer, self.loader = self.accelerator.prepare(Objective(self.model), optimizer, loader)
+        self.optimizer, self.loader = self.accelerator.prepare(optimizer, loader)
         steps_per_epoch = math.ceil(len(self.loader) / settings.accumulate)
         self.schedule = make_schedule(
             optimizer, warmup_steps=settings.warmup_steps, total_steps=steps_per_epoch * settings.epochs
@@ -259,6 +265,15 @@ class Trainer:
         return Trained(
             self.best, progress.best_epoch, progress.best_score, progress.history, dict(self.weights.current)
         )
+
+    def _shard(self) -> None:
+        processes, precision = self.accelerator.num_processes, self.settings.precision
+        if processes < 2 or precision == "fp16":
+            raise TrainingError(
+                f"train.sharded needs several processes and precision bf16 or no, got {processes} with {precision}; "
+                "set train.processes, or train.sharded to false"
+            )
+        shard(self.objective, self.model.encoder, self.accelerator.device)
 
     @property
     def _clips_per_batch(self) -> int:
@@ -320,7 +335,7 @@ class Trainer:
         self.accelerator.backward(loss * self.accelerator.num_processes)
         if self.accelerator.sync_gradients:
             norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), settings.gradient_norm)
-            progress.norms.append(float(norm))
+            progress.norms.append(float(whole(norm)))
         self.optimizer.step()
         if self.accelerator.sync_gradients:
             self.schedule.step()
@@ -361,7 +376,7 @@ class Trainer:
         keep = min(self.settings.average, step / (10 + step))
         for mean, value in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
             if value.requires_grad:
-                mean.lerp_(value, 1 - keep)
+                mean.lerp_(whole(value), 1 - keep)
 
     def _validate(self) -> Metrics:
         from qualivision.evaluation.metrics import agreement
@@ -396,17 +411,17 @@ class Trainer:
         return every
 
     def _save(self) -> None:
-        """Write what a resumed run needs; one process does."""
+        """Write what a resumed run needs; one process does, once all have given their parts."""
         from safetensors.torch import save
 
-        if not self.accelerator.is_main_process:
-            return
         optimizer = self.optimizer.state_dict()
         tensors = {f"best.{name}": value for name, value in self.best.items()}
         tensors |= {f"last.{name}": value for name, value in trained_tensors(self.model).items()}
         tensors |= {f"averaged.{name}": value for name, value in trained_tensors(self.averaged).items()}
         for number, slots in optimizer["state"].items():
-            tensors |= {f"optimizer.{number}.{slot}": value.cpu().contiguous() for slot, value in slots.items()}
+            tensors |= {f"optimizer.{number}.{slot}": whole(value).cpu().contiguous() for slot, value in slots.items()}
+        if not self.accelerator.is_main_process:
+            return
         values = {
             "identity": self.identity,
             "progress": self.progress.__dict__,
@@ -440,10 +455,12 @@ class Trainer:
         load_trained(self.model, _below(tensors, "last."), path)
         load_trained(self.averaged, _below(tensors, "averaged."), path)
         optimizer = self.optimizer.state_dict()
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         slots: dict[int, dict[str, Tensor]] = {}
         for name, value in _below(tensors, "optimizer.").items():
             number, slot = name.split(".", 1)
-            slots.setdefault(int(number), {})[slot] = value
+            place = int(number)
+            slots.setdefault(place, {})[slot] = value if slot == "step" else part_like(value, parameters[place])
         groups = [
             group | {"params": old["params"]}
             for group, old in zip(values["groups"], optimizer["param_groups"], strict=True)
