@@ -231,11 +231,13 @@ def main() -> None:
     environment.prepare()
     environment.keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    causes: list[BaseException] = []
     try:
         app()
     except* (QualiVisionError, OSError) as group:
-        for err in _single(group):
-            sys.stderr.write(f"{err}\n")
+        causes = list(_single(group))
+    if causes:  # outside: an exit within `except*` becomes part of a group in some versions of Python
+        sys.stderr.writelines(f"{err}\n" for err in causes)
         sys.exit(1)
 
 
