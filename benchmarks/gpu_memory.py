@@ -1,7 +1,7 @@
-"""What a training step of `dover` needs of a GPU's memory, computed tensor by tensor; no GPU, no memory, no minutes.
+"""What a training step of `dover` and `vjepa2` needs of a GPU's memory, computed tensor by tensor, without a GPU.
 
     python benchmarks/gpu_memory.py
-    python benchmarks/gpu_memory.py --batch 2
+    python benchmarks/gpu_memory.py --only dover --batch 2
 
 A step runs on tensors without content, and every storage is counted from when it is made until it is dropped. Norms
 give float32, as mixed precision has them on a GPU. Not in it: the CUDA context, the workspaces of its libraries, and
@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from gpu_training import dover, training_step
+from gpu_training import dover, training_step, vjepa2
 
 
 class Live(TorchDispatchMode):
@@ -50,23 +50,62 @@ class Live(TorchDispatchMode):
         self.now -= size
 
 
+VARIANTS = {
+    "dover": ("checkpointing", "plain"),
+    "vjepa2": ("checkpointing", "plain", "stem cache+checkpointing", "stem cache"),
+}
+
+
 def main() -> int:
     """Compute, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=4, help="clips of 64 x 640 x 640")
+    parser.add_argument("--only", choices=sorted(VARIANTS), help="one model")
+    parser.add_argument("--batch", type=int, help="clips a step; by default 4 for dover and 2 for vjepa2")
     args = parser.parse_args()
     norm = functional.layer_norm
     functional.layer_norm = lambda x, *rest, **named: norm(x.float(), *rest, **named)
-    print(f"dover, 64 x 640 x 640, batch {args.batch}, bf16 with AdamW; computed, not measured")
-    for variant in ("checkpointing", "plain"):
-        device = torch.device("cpu")
-        with FakeTensorMode(), Live() as live:
-            network, activations = dover([variant], args.batch, small=False, device=device)
-            step = training_step(network.train(), activations, args.batch, device)
-            for _ in range(2):  # the optimizer's state is made in the first
-                step()
-        print(f"{variant:16}{live.most / 1e9:8.1f} GB")
+    torch.nn.Module.to_empty = to_empty
+    print("full size, bf16 with AdamW; computed, not measured\n")
+    for model in [args.only] if args.only else VARIANTS:
+        batch = args.batch or {"dover": 4, "vjepa2": 2}[model]
+        for variant in VARIANTS[model]:
+            print(f"{model:8}{variant:28}batch {batch}{peak_bytes(model, variant, batch) / 1e9:8.1f} GB", flush=True)
     return 0
+
+
+def peak_bytes(model: str, variant: str, batch: int) -> int:
+    """The most bytes that are alive in two training steps; the optimizer's state is made in the first."""
+    device = torch.device("cpu")
+    with FakeTensorMode(), Live() as live:
+        build = dover if model == "dover" else vjepa2
+        network, activations = build(variant.split("+"), batch, small=False, device=device)
+        if model == "vjepa2":
+            network.encoder.backbone._filled = True  # it would look whether its weights are numbers
+        if "grid" in activations:
+            activations["grid"] = [Grid()]
+        live.most = live.now
+        step = training_step(network.train(), activations, batch, device)
+        for _ in range(2):
+            step()
+    return live.most
+
+
+class Grid:
+    """What `vjepa2` reads of the grid of its tokens."""
+
+    def tolist(self) -> list[int]:
+        """64 x 384 x 384 in tubelets of 2 x 16 x 16."""
+        return [32, 24, 24]
+
+
+def to_empty(self: torch.nn.Module, *, device: Any, recurse: bool = True) -> torch.nn.Module:
+    """`Module.to_empty` for tensors without content, which torch's own can't replace."""
+    for module in self.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                empty = torch.empty(value.shape, dtype=value.dtype, device=device)
+                module._parameters[name] = torch.nn.Parameter(empty, requires_grad=value.requires_grad)
+    return self
 
 
 if __name__ == "__main__":
