@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
-import time
-import zlib
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from qualivision.environment import keep_freed_memory
+from qualivision import environment
 from qualivision.errors import QualiVisionError
+from qualivision.seen import Seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -38,8 +35,7 @@ if TYPE_CHECKING:
 
 INDEX = "index.json"
 _SUFFIX = ".safetensors"
-_IN_PROCESS_UP_TO = 8
-"""So few clips are made faster than worker processes start."""
+_WHOLE = "whole"
 
 
 class CacheError(QualiVisionError):
@@ -48,14 +44,22 @@ class CacheError(QualiVisionError):
 
 @dataclass(frozen=True)
 class Filled:
-    """What a run over a cache did, in clips."""
+    """What a run over a cache did, in clips; `unneeded` are left over entries that no clip needs."""
 
     made: int
     kept: int
+    linked: int
     pruned: int
+    unneeded: tuple[Path, ...]
 
     def __str__(self) -> str:
-        return f"{self.made} made, {self.kept} were there, {self.pruned} removed"
+        parts = [f"{self.made} made", f"{self.kept} were there"]
+        if self.linked:
+            parts.append(f"{self.linked} taken from another model's cache")
+        parts.append(f"{self.pruned} removed")
+        if self.unneeded:
+            parts.append(f"{len(self.unneeded)} not needed any more (--prune removes them)")
+        return ", ".join(parts)
 
 
 class Cache:
@@ -69,6 +73,7 @@ class Cache:
     def __init__(self, folder: Path, *, stage: str) -> None:
         self.folder = folder
         self.stage = stage
+        self.seen = Seen(environment.STATE / "seen.db")  # which entries were found whole
 
     def path(self, key: str) -> Path:
         """The file of an entry, whether it exists or not."""
@@ -96,17 +101,17 @@ class Cache:
         write_atomically(self.path(key), save(arrays, metadata={"checksum": _checksum(arrays)}))
 
     def read(self, key: str) -> Arrays:
-        """Read one entry, as arrays of their own. Raises CacheError when it is missing, cut or altered."""
-        from safetensors import SafetensorError, safe_open
+        """Read one entry, without a copy: the arrays lie in the file until they are written to.
 
+        Raises:
+            CacheError: the entry is missing, cut or altered.
+        """
         path = self.path(key)
         try:
-            with safe_open(path, framework="np") as entry:
-                arrays = {name: entry.get_tensor(name) for name in entry.keys()}  # noqa: SIM118 - no mapping
-                recorded = (entry.metadata() or {}).get("checksum")
+            arrays, recorded = _mapped(path)
         except FileNotFoundError as err:
             raise CacheError(f"{path}: no such file; run `{self.stage}`") from err
-        except (SafetensorError, OSError) as err:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as err:
             raise CacheError(f"{path}: is cut or damaged ({err}); run `{self.stage}` again") from err
         if _checksum(arrays) != recorded:
             raise CacheError(f"{path}: its content is not what was written; run `{self.stage}` again")
@@ -126,51 +131,123 @@ class Cache:
         missing: Callable[[list[str]], Iterable[object]],
         *,
         advance: Advance,
+        others: Iterable[Cache] = (),
+        verify: bool = False,
+        prune: bool = True,
     ) -> Filled:
-        """Make the entries that are not there yet, drop those that nobody wants, and write the index.
+        """Make the entries that are not there yet, and write the index. Two runs at once take turns.
 
         Args:
             wanted: {clip: key}, all clips that the cache shall hold.
             missing: makes the entries of the named clips and yields once for each; clips of equal content come once.
             advance: told of the progress.
+            others: caches that may hold entries of these keys, which are then shared (hard links) and not made again.
+            verify: read every entry; otherwise only those that changed since they were last found whole.
+            prune: remove entries that no clip needs. A DVC output must follow from what went in, not from what it
+                held before.
         Raises:
             Whatever `missing` raises; what it had made by then is kept and not made again.
         """
+        from filelock import FileLock
+
         self.folder.mkdir(parents=True, exist_ok=True)
-        keys = sorted(set(wanted.values()))
-        with ThreadPoolExecutor() as pool:  # checksums release the interpreter lock
-            whole = {key for key, ok in zip(keys, pool.map(self.is_whole, keys), strict=True) if ok}
-        first_clip = {key: clip for clip, key in sorted(wanted.items(), reverse=True) if key not in whole}
-        todo = sorted(first_clip.values())
-        advance(0, len(todo))
-        for done, _ in enumerate(missing(todo), start=1):
-            advance(done, len(todo))
-        pruned = self._prune(set(keys))
-        self._write_index(wanted)
-        return Filled(made=len(todo), kept=len(whole), pruned=pruned)
+        with FileLock(self.folder.parent / f".{self.folder.name}.lock"):
+            keys = sorted(set(wanted.values()))
+            whole = self._whole(keys, verify=verify)
+            linked = {key for key in keys if key not in whole and self._link(key, others)}
+            there = whole | linked
+            first_clip = {key: clip for clip, key in sorted(wanted.items(), reverse=True) if key not in there}
+            todo = sorted(first_clip.values())
+            advance(0, len(todo))
+            for done, _ in enumerate(missing(todo), start=1):
+                advance(done, len(todo))
+            pruned, unneeded = self._prune(set(keys), entries=prune)
+            self._write_index(wanted)
+            self.seen.remember({self.path(key): _WHOLE for key in keys if key not in whole})
+        return Filled(len(todo), len(whole), len(linked), pruned, unneeded)
+
+    def _whole(self, keys: list[str], *, verify: bool) -> set[str]:
+        paths = {self.path(key): key for key in keys}
+        if verify:
+            return {key for key in keys if self.is_whole(key)}
+        found = self.seen.find(paths, lambda path: _WHOLE if self.is_whole(paths[path]) else None)
+        return {paths[path] for path, known in found.items() if known == _WHOLE}
+
+    def _link(self, key: str, others: Iterable[Cache]) -> bool:
+        """Share the entry of another cache, if one holds it undamaged on this file system."""
+        for other in others:
+            if other.is_whole(key):
+                self.path(key).unlink(missing_ok=True)  # a damaged one of our own
+                try:
+                    os.link(other.path(key), self.path(key))
+                except OSError:
+                    continue
+                return True
+        return False
 
     def refer(self, entries: Mapping[str, str]) -> None:
         """Hold no entry, and only say which of another cache belong to which clips: {clip: key}."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._prune(set())
+        self._prune(set(), entries=True)
         self._write_index(entries)
 
     def _write_index(self, entries: Mapping[str, str]) -> None:
         write_atomically(self.folder / INDEX, json.dumps(dict(sorted(entries.items())), indent=0).encode())
 
-    def _prune(self, keep: set[str]) -> int:
-        """Delete entries and left-over temporary files that no clip needs.
+    def _prune(self, keep: set[str], *, entries: bool) -> tuple[int, tuple[Path, ...]]:
+        """Delete what a killed run left behind and, if asked to, entries that no clip needs.
 
-        The folder is a DVC output: what it holds must follow from what went in, not from what it held before.
+        Returns how many files were deleted, and the entries without need that were not.
         """
         stale = [
             path
-            for path in self.folder.iterdir()
+            for path in sorted(self.folder.iterdir())
             if path.name != INDEX and not (path.suffix == _SUFFIX and path.stem in keep)
         ]
-        for path in stale:
+        left = tuple(path for path in stale if path.suffix == _SUFFIX and not path.name.startswith("."))
+        gone = stale if entries else [path for path in stale if path not in left]
+        for path in gone:
             path.unlink()
-        return len(stale)
+        return len(gone), () if entries else left
+
+
+def _mapped(path: Path) -> tuple[Arrays, str | None]:
+    """The arrays of a safetensors file, mapped from it copy-on-write, and its checksum. Any damage raises something.
+
+    safetensors itself copies every array; of a clip's frames that takes longer than to read and check them.
+    """
+    import numpy as np
+
+    content = np.memmap(path, dtype=np.uint8, mode="c")
+    start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    header = json.loads(content[8:start].tobytes())
+    recorded = (header.pop("__metadata__", None) or {}).get("checksum")
+    arrays: Arrays = {}
+    for name, entry in header.items():
+        low, high = entry["data_offsets"]
+        dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+        if math.prod(shape) * dtype.itemsize != high - low or not 0 <= low <= high <= len(content) - start:
+            raise ValueError(f"{name} does not fit the file")
+        raw = np.asarray(content)[start + low : start + high]
+        arrays[name] = raw.view(dtype).reshape(shape) if raw.size else np.empty(shape, dtype)
+    return arrays, recorded
+
+
+_DTYPES = {
+    "BOOL": "?",
+    "U8": "u1",
+    "I8": "i1",
+    "U16": "<u2",
+    "I16": "<i2",
+    "U32": "<u4",
+    "I32": "<i4",
+    "U64": "<u8",
+    "I64": "<i8",
+    "F16": "<f2",
+    "F32": "<f4",
+    "F64": "<f8",
+}
+"""safetensors' names of numpy's types."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -205,63 +282,11 @@ def make_key(*parts: object) -> str:
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()[:32]
 
 
-def in_processes(
-    work: Callable[..., object], jobs: list[tuple[Any, ...]], *, workers: int | None = None
-) -> Iterable[object]:
-    """Run `work(*job)` for each job over processes; yields the results as they come, then raises the failures.
-
-    A job that fails does not stop the others. Several failures come as one ExceptionGroup.
-
-    Args:
-        work: a module-level function.
-        jobs: its arguments, one tuple a job.
-        workers: processes; by default one for each core.
-    """
-    failures: list[Exception] = []
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
-    if workers <= 1 or len(jobs) <= _IN_PROCESS_UP_TO:
-        for job in jobs:
-            try:
-                yield work(*job)
-            except Exception as err:  # noqa: BLE001 - raised below, with the others
-                failures.append(err)
-    else:
-        # spawn: a forked child of a process with threads (torch, decord) may hang.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_settle_worker) as pool:
-            try:
-                for future in as_completed([pool.submit(work, *job) for job in jobs]):
-                    try:
-                        yield future.result()
-                    except Exception as err:  # noqa: BLE001 - raised below, with the others
-                        failures.append(err)
-            except BaseException:  # whoever asked has stopped asking (Ctrl-C, a full disk): so do the workers
-                pool.shutdown(cancel_futures=True)
-                raise
-    if len(failures) == 1:
-        raise failures[0]
-    if failures:
-        raise ExceptionGroup(f"{len(failures)} of {len(jobs)} failed", failures)
-
-
-def _settle_worker() -> None:
-    """Each worker has one core: torch's own threads would only fight for it."""
-    import torch
-
-    keep_freed_memory()
-    torch.set_num_threads(1)
-    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    """End this worker when its parent is gone: a parent that was killed could not tell it to."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
 def _checksum(arrays: Arrays) -> str:
-    value = 0
+    from xxhash import xxh3_64
+
+    state = xxh3_64()
     for name in sorted(arrays):
-        value = zlib.crc32(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode(), value)
-        value = zlib.crc32(arrays[name].data, value)
-    return f"{value:08x}"
+        state.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        state.update(arrays[name].data)
+    return state.hexdigest()

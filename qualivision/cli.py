@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qualivision import environment
-from qualivision.errors import QualiVisionError
+from qualivision.errors import QualiVisionError, leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from qualivision.scoring import Scores
 
 app = typer.Typer(
@@ -77,11 +75,22 @@ def validate(
 def frames(
     model: Model,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove entries that no labelled video needs.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every entry, not only those that changed since it was last read.")
+    ] = False,
 ) -> None:
-    """Decode the videos that the frame cache lacks."""
+    """Decode the videos that the frame cache lacks.
+
+    A video that can't be read, or crashes or hangs its process twice, is named in reports/quarantine-MODEL.json, and
+    the exit code is 1; all others are cached by then. Interrupted, it goes on where it was.
+    """
     from qualivision.stages import frames as stage
 
-    say(stage.run(model, workers=workers))
+    done = stage.run(model, workers=workers, prune=prune, verify=verify)
+    say(f"frames {model}: {done}")
+    for path in done.unneeded:
+        say(f"  not needed: {path} ({path.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command()
@@ -235,18 +244,10 @@ def main() -> None:
     try:
         app()
     except* (QualiVisionError, OSError) as group:
-        causes = list(_single(group))
+        causes = list(leaves(group))
     if causes:  # outside: an exit within `except*` becomes part of a group in some versions of Python
         sys.stderr.writelines(f"{err}\n" for err in causes)
         sys.exit(1)
-
-
-def _single(group: BaseExceptionGroup) -> Iterator[BaseException]:
-    for err in group.exceptions:
-        if isinstance(err, BaseExceptionGroup):
-            yield from _single(err)
-        else:
-            yield err
 
 
 if __name__ == "__main__":

@@ -6,6 +6,20 @@ with 1; anything else is a defect and keeps its traceback.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 class QualiVisionError(Exception):
     """Base of every error that a user can mend."""
+
+
+def leaves(err: BaseException) -> Iterator[BaseException]:
+    """The single errors of a group, however deep it is; an error that is no group, itself."""
+    if isinstance(err, BaseExceptionGroup):
+        for part in err.exceptions:
+            yield from leaves(part)
+    else:
+        yield err

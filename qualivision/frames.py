@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from shutil import disk_usage
+from typing import TYPE_CHECKING, Literal
 
 from qualivision import video
-from qualivision.cache import Cache, Filled, file_hash, in_processes, make_key
+from qualivision.cache import Cache, CacheError, Filled, file_hash, make_key
 from qualivision.labels import SPLITS, labels_path, read_labels, videos_dir
+from qualivision.workers import in_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from qualivision.cache import Arrays
     from qualivision.progress import Advance
-    from qualivision.settings import FrameSpec
+    from qualivision.settings import DecodeSettings, FrameSpec
 
     MakeStem = Callable[[], Callable[[Arrays], Arrays]]
 
@@ -48,33 +50,71 @@ def labelled_videos(data: Path) -> dict[str, Path]:
     }
 
 
-def fill_frames(cache: Cache, data: Path, spec: FrameSpec, *, advance: Advance, workers: int | None = None) -> Filled:
-    """Decode the labelled videos that the frame cache lacks.
+def fill_frames(
+    cache: Cache,
+    data: Path,
+    spec: FrameSpec,
+    limits: DecodeSettings,
+    *,
+    advance: Advance,
+    say: Callable[[str], None] = lambda line: None,
+    others: Iterable[Cache] = (),
+    workers: int | None = None,
+    verify: bool = False,
+    prune: bool = True,
+) -> Filled:
+    """Decode the labelled videos that the frame cache lacks, each in a process that it may crash or hang.
 
+    Args:
+        cache: the frame cache to fill.
+        data: the data folder.
+        spec: what the model reads of a video.
+        limits: how long one video may take, and how much memory.
+        advance: told of the progress.
+        say: told what there is to do, and how much disk it takes, before it starts.
+        others: frame caches of other models; what they hold of this spec is shared.
+        workers: processes; by default one for each core.
+        verify: see `Cache.fill`.
+        prune: see `Cache.fill`.
     Raises:
         LabelError: a label table that can't be read.
+        CacheError: the disk has no room for what is missing.
         VideoError: a video that can't be read (several: an ExceptionGroup of them); all others are cached by then.
     """
     videos = labelled_videos(data)
-    wanted = {clip: make_key(_content(path), spec, video.READER_VERSION) for clip, path in videos.items()}
+    contents = cache.seen.find(set(videos.values()), _content)
+    wanted = {clip: make_key(contents[path] or path, spec, video.READER_VERSION) for clip, path in videos.items()}
 
     def missing(clips: list[str]) -> Iterator[object]:
-        jobs = [(cache, wanted[clip], videos[clip], spec) for clip in clips]
-        yield from in_processes(_decode_one, jobs, workers=workers)
+        if clips:
+            say(_room_for(cache, len(clips), spec))
+        jobs = [(videos[clip], cache, wanted[clip], spec, limits.decoder) for clip in clips]
+        yield from in_processes(_decode_one, jobs, workers=workers, guard=video.decoding_guard(limits))
 
-    return cache.fill(wanted, missing, advance=advance)
+    return cache.fill(wanted, missing, advance=advance, others=others, verify=verify, prune=prune)
 
 
-def _content(path: Path) -> str:
-    """What a video's key goes by; of a file that can't be read its name, so that decoding gets to say what is wrong."""
+def _room_for(cache: Cache, clips: int, spec: FrameSpec) -> str:
+    """What so many clips take on disk, in words. Raises CacheError when there is no room for it."""
+    need, free = clips * spec.bytes, disk_usage(cache.folder).free
+    estimate = f"{clips} clips to decode at {spec}: {need / 1e9:.2f} GB to write, {free / 1e9:.1f} GB free"
+    if need > free:
+        raise CacheError(
+            f"{cache.folder}: not enough room for {estimate}; free some, or make {cache.folder} a link to a larger disk"
+        )
+    return estimate
+
+
+def _content(path: Path) -> str | None:
+    """What a video's key goes by; None for a file that can't be read, so that decoding gets to say what is wrong."""
     try:
         return file_hash(path)
     except OSError:
-        return str(path)
+        return None
 
 
-def _decode_one(cache: Cache, key: str, path: Path, spec: FrameSpec) -> None:
-    cache.write(key, {"frames": video.read_frames(path, spec)})
+def _decode_one(path: Path, cache: Cache, key: str, spec: FrameSpec, decoder: Literal["pyav", "decord"]) -> None:
+    cache.write(key, {"frames": video.read_frames(path, spec, decoder=decoder)})
 
 
 def fill_stems(

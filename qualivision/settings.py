@@ -42,6 +42,16 @@ class FrameSpec(Section):
         return f"{self.count}x{self.height}x{self.width}"
 
 
+class DecodeSettings(Section):
+    """How videos are decoded; what of a sound video comes out does not depend on it."""
+
+    decoder: Literal["pyav", "decord"] = Field(
+        default="pyav", description="pyav refuses a damaged video; decord conceals damage"
+    )
+    seconds: float = Field(default=120.0, gt=0.0, description="that one video may take before its process is stopped")
+    memory_gb: float = Field(default=4.0, ge=1.0, description="that the process may allocate (Linux)")
+
+
 ModelName = Literal["lite", "dover", "vjepa2"]
 
 
@@ -184,6 +194,7 @@ class Settings(Section):
     models: list[ModelName] = Field(min_length=1, description="the models that the pipeline builds")
     deploy: ModelName = Field(description="the one of them that is registered")
     validate_: ValidateSettings = Field(alias="validate")
+    decode: DecodeSettings = DecodeSettings()
     evaluate: EvaluateSettings
     registry: RegistrySettings
     lite: ModelSettings

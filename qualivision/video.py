@@ -1,30 +1,46 @@
 """One video in, uniform frames out. Every way in which a file can be bad is a `VideoError`.
 
-Owns decoding (decord first; PyAV where decord has no decoder, such as AV1), the rule which frames are taken, and the
-one resize that training, evaluation and serving share. Knows nothing of caches, labels or models.
+Owns decoding, the rule which frames are taken, and the one resize that training, evaluation and serving share. Knows
+nothing of caches, labels or models, and nothing of processes: a file that crashes or hangs a decoder takes its process
+with it, so files from outside are read through `workers.py`.
+
+PyAV reads. decord, by setting, gives the same frames where it can, but conceals damage: see `sample`.
 """
 
 from __future__ import annotations
 
+import os
 import stat
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from qualivision.errors import QualiVisionError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy.typing as npt
 
-    from qualivision.settings import FrameSpec
+    from qualivision.settings import DecodeSettings, FrameSpec
+    from qualivision.workers import Guard
 
     Frames = npt.NDArray[np.uint8]
+    Indices = npt.NDArray[np.int64]
+    Put = Callable[[slice, Frames], None]
 
 # Part of every cache key: raise it when the same file would give other frames than before.
-READER_VERSION = 1
+READER_VERSION = 2
+
+MAX_PIXELS = 2**26
+"""Of one frame: 8K has half of that. More is a mistake or an attack, and would be gigabytes in the decoder."""
+
+# Where decord finds the right frames and gives them PyAV's colours; test_formats.py holds the two against each other.
+_DECORD_CONTAINERS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"})
+_DECORD_PIXELS = frozenset({"yuv420p"})
 
 
 class VideoError(QualiVisionError):
@@ -41,13 +57,19 @@ class VideoError(QualiVisionError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a container says of its first video stream; sizes in pixels."""
+    """What is to be known of a video without looking at all of it; sizes in pixels, as it is shown (rotated)."""
 
     codec: str
     frames: int
     width: int
     height: int
     fps: float
+    container: str = ""
+    """FFmpeg's name of the format, such as "mov,mp4,m4a,3gp,3g2,mj2"."""
+    pixels: str = ""
+    """FFmpeg's name of the pixel format, such as "yuv420p"."""
+    constant: Literal["", "same picture", "one colour"] = ""
+    """Whether every frame is the same picture, or every frame has a single colour."""
 
     @property
     def seconds(self) -> float:
@@ -55,7 +77,7 @@ class VideoInfo:
         return self.frames / self.fps if self.fps else 0.0
 
 
-def frame_indices(total: int, count: int) -> npt.NDArray[np.int64]:
+def frame_indices(total: int, count: int) -> Indices:
     """Which frames of a video are taken: `count` of them, evenly from the first to the last.
 
     Args:
@@ -67,28 +89,50 @@ def frame_indices(total: int, count: int) -> npt.NDArray[np.int64]:
     return np.floor(np.linspace(0, total - 1, count)).astype(np.int64)
 
 
-def read_frames(path: Path, spec: FrameSpec) -> Frames:
-    """Decode the uniform frames of a video and resize them.
+def read_frames(path: Path, spec: FrameSpec, *, decoder: Literal["pyav", "decord"] = "pyav") -> Frames:
+    """Decode the uniform frames of a video and resize them. Holds one frame at its full size at a time (PyAV).
 
     Args:
-        path: a video file in any container and codec that decord or PyAV can read.
+        path: a video file in any container and codec that FFmpeg can read.
         spec: how many frames, and the height and width that each is resized to (the aspect ratio is not kept).
+        decoder: see `sample`.
     Returns:
-        (count, height, width, 3) uint8, RGB.
+        (count, height, width, 3) uint8, RGB, turned as the file says, transparent parts on black.
     Raises:
-        VideoError: no such file, empty, not a video, cut off, or a sampled frame can't be decoded.
+        VideoError: no such file, empty, not a video, damaged, or a sampled frame is missing.
     """
-    return resize(sample(path, spec.count), spec.height, spec.width)
+    out = np.empty((spec.count, spec.height, spec.width, 3), np.uint8)
+
+    def put(places: slice, picture: Frames) -> None:
+        out[places] = resize(picture[None], spec.height, spec.width)
+
+    _sample(path, spec.count, put, decoder)
+    return out
 
 
-def sample(path: Path, count: int) -> Frames:
-    """The uniform frames of a video at its own size: (count, H, W, 3) uint8, RGB. Raises VideoError."""
-    _check_file(path)
-    _count_packets(path)  # what can't be opened or was cut off is refused here: decord is noisy, or says nothing
-    try:
-        return _sample_with_decord(path, count)
-    except (ImportError, _NoDecoder):
-        return sample_with_pyav(path, count)
+def sample(path: Path, count: int, *, decoder: Literal["pyav", "decord"] = "pyav") -> Frames:
+    """The uniform frames of a video at its own size: (count, H, W, 3) uint8, RGB. Raises VideoError.
+
+    Args:
+        path: a video file.
+        count: how many frames.
+        decoder: "pyav" refuses a file whose decoder reports damage. "decord" gives the same frames of a sound file
+            and conceals damage; what it has no decoder for, or colours otherwise, is read by PyAV all the same.
+    """
+    slots: dict[int, Frames] = {}
+
+    def put(places: slice, picture: Frames) -> None:
+        slots.update(dict.fromkeys(range(places.start, places.stop), picture))
+
+    _sample(path, count, put, decoder)
+    return np.stack([slots[place] for place in range(count)])
+
+
+def decoding_guard(limits: DecodeSettings) -> Guard:
+    """What holds jobs whose first argument is a video from outside: one that is lost becomes a VideoError."""
+    from qualivision.workers import Guard
+
+    return Guard(limits.seconds, int(limits.memory_gb * 2**30), lambda job, cause: VideoError(job[0], cause))
 
 
 def resize(frames: Frames, height: int, width: int) -> Frames:
@@ -104,40 +148,185 @@ def resize(frames: Frames, height: int, width: int) -> Frames:
 
 
 def probe(path: Path) -> VideoInfo:
-    """What the container says, after its packets have been counted and its first frame has been decoded.
+    """What the container says, after its packets have been counted; and whether anything moves in it.
+
+    Decodes until two frames differ, which in most videos is the second frame.
 
     Raises:
-        VideoError: as `read_frames`, as far as the first frame shows it.
+        VideoError: as `read_frames`, as far as the decoded frames show it.
     """
     _check_file(path)
-    packets = _count_packets(path)
-    with _opened(path) as container:
-        stream = container.streams.video[0]
-        if next(container.decode(stream), None) is None:
-            raise VideoError(path, "has a video stream, but no frame in it can be decoded")
-        context = stream.codec_context
+    track = _survey(path)
+    with _opened(path) as video:
+        first, constant = _constancy(_shown(video.decode()))
+        stream = video.stream
+        turned = first.rotation % 180 != 0
         return VideoInfo(
-            codec=context.codec.canonical_name,
-            frames=stream.frames or packets,
-            width=context.width,
-            height=context.height,
+            codec=stream.codec_context.codec.canonical_name,
+            frames=track.packets,
+            width=first.height if turned else first.width,
+            height=first.width if turned else first.height,
             fps=float(stream.average_rate or stream.guessed_rate or 0),
+            container=video.container.format.name,
+            pixels=first.format.name,
+            constant=constant,
         )
 
 
-def sample_with_pyav(path: Path, count: int) -> Frames:
-    """As `sample`, by PyAV alone. Decodes the file from the start; keeps only the frames that are asked for."""
-    expected = _count_packets(path)
-    frames, decoded = _keep(path, frame_indices(max(expected, 1), count))
-    if decoded != expected:  # packets are not always frames: the index rule goes by what really came out
+@dataclass(frozen=True)
+class _Track:
+    """What the packets of a video stream say, before anything is decoded."""
+
+    packets: int
+    suits_decord: bool
+    """Whether decord would show the same frames."""
+    times: tuple[int, ...]
+    """When each frame is shown, ascending, in units of the stream; empty where a packet does not say."""
+    keys: tuple[int, ...]
+    """Those of the frames at which decoding can start."""
+
+
+def _sample(path: Path, count: int, put: Put, decoder: str) -> None:
+    """Hand each uniform frame to `put`, with the places (of `count`) that it takes. May do so twice."""
+    _check_file(path)
+    track = _survey(path)  # what can't be opened or was cut off is refused here: decord is noisy, or says nothing
+    if decoder == "decord" and track.suits_decord and _put_with_decord(path, count, put):
+        return
+    indices = frame_indices(max(track.packets, 1), count)
+    if _pays_to_seek(track, indices) and _put_by_seeking(path, track, indices, put):
+        return
+    decoded = _put_in_order(path, indices, put)
+    if decoded != track.packets:  # packets are not always frames: the index rule goes by what really came out
         if decoded == 0:
             raise VideoError(path, "has a video stream, but no frame in it can be decoded")
-        frames, _ = _keep(path, frame_indices(decoded, count))
-    return frames
+        _put_in_order(path, frame_indices(decoded, count), put)
 
 
-class _NoDecoder(Exception):
-    """decord can't read this file; PyAV may."""
+def _places(indices: Indices, index: int) -> slice:
+    """Where a frame goes: `indices` is ascending, and a short video has some frames more than once."""
+    return slice(int(np.searchsorted(indices, index)), int(np.searchsorted(indices, index, side="right")))
+
+
+def _put_in_order(path: Path, indices: Indices, put: Put) -> int:
+    """Decode all frames from the start, and hand on those asked for. Returns how many frames there are."""
+    wanted = set(indices.tolist())
+    decoded = 0
+    size = None
+    with _opened(path) as video:
+        for frame in _shown(video.decode()):
+            if decoded in wanted:
+                size = size or (frame.width, frame.height)
+                put(_places(indices, decoded), _picture(frame, size))
+            decoded += 1
+    return decoded
+
+
+def _pays_to_seek(track: _Track, indices: Indices) -> bool:
+    """Whether going from key frame to key frame decodes less than half of what there is."""
+    if not track.times:
+        return False
+    decoded, at = 0, -1
+    for index in indices.tolist():
+        start = max(at, _key_before(track, index) - 1)
+        decoded += index - start
+        at = index
+    return decoded < len(track.times) / 2
+
+
+def _key_before(track: _Track, index: int) -> int:
+    """The last frame up to `index` at which decoding can start."""
+    key = bisect_right(track.keys, track.times[index]) - 1
+    return bisect_left(track.times, track.keys[key]) if key >= 0 else 0
+
+
+def _put_by_seeking(path: Path, track: _Track, indices: Indices, put: Put) -> bool:
+    """As `_put_in_order`, from key frame to key frame. Returns whether every frame was found where it should be."""
+    with _opened(path) as video:
+        at, size = -1, None
+        frames: Iterator[Any] = iter(())
+        try:
+            for index in sorted(set(indices.tolist())):
+                key = _key_before(track, index)
+                if key > at:
+                    video.container.seek(track.times[key], stream=video.stream)
+                    frames = _shown(video.decode())
+                time = track.times[index]
+                frame = next((frame for frame in frames if frame.pts is None or frame.pts >= time), None)
+                if frame is None or frame.pts != time:
+                    return False
+                size = size or (frame.width, frame.height)
+                put(_places(indices, index), _picture(frame, size))
+                at = index
+        except VideoError:  # also what comes before an open key frame: only decoding from the start can tell
+            return False
+    return True
+
+
+def _put_with_decord(path: Path, count: int, put: Put) -> bool:
+    """Hand on the frames by decord. Returns whether it can read the file."""
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    try:
+        reader = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
+        indices = frame_indices(len(reader), count)
+        for index in sorted(set(indices.tolist())):
+            put(_places(indices, index), reader[index].asnumpy())
+    except (decord.DECORDError, RuntimeError, IndexError, ValueError):
+        return False
+    return True
+
+
+def _picture(frame: Any, size: tuple[int, int]) -> Frames:
+    """One decoded frame as (H, W, 3) RGB. A stream may change its size on the way; `size` is the first frame's."""
+    width, height = size
+    if any(component.is_alpha for component in frame.format.components):
+        rgba = frame.to_ndarray(format="rgba", width=width, height=height).astype(np.uint16)
+        picture = ((rgba[..., :3] * rgba[..., 3:] + 127) // 255).astype(np.uint8)  # as on a black page
+    else:
+        picture = frame.to_ndarray(format="rgb24", width=width, height=height)
+    quarters = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(picture, quarters)) if quarters else picture
+
+
+def _shown(frames: Iterator[Any]) -> Iterator[Any]:
+    """The frames, until one is damaged."""
+    for frame in frames:
+        if frame.is_corrupt:
+            raise _Damaged("a frame is damaged")
+        yield frame
+
+
+_CONSTANCY_SIDE = 64
+_SAME_LEVELS = 2
+_ONE_COLOUR_LEVELS = 6
+
+
+def _constancy(frames: Iterator[Any]) -> tuple[Any, Literal["", "same picture", "one colour"]]:
+    """The first frame, and what of all frames does not change. Looks at small copies, free of coding noise."""
+    first = next(frames, None)
+    if first is None:
+        raise _Damaged("has a video stream, but no frame in it can be decoded")
+    reference = _thumbnail(first)
+    same, flat = True, _is_flat(reference)
+    for frame in frames:
+        if not (same or flat):
+            break
+        small = _thumbnail(frame)
+        same = same and bool(np.abs(small - reference).max() <= _SAME_LEVELS)
+        flat = flat and _is_flat(small)
+    else:
+        return first, "one colour" if flat else "same picture"
+    return first, ""
+
+
+def _thumbnail(frame: Any) -> npt.NDArray[np.int16]:
+    side = _CONSTANCY_SIDE
+    return frame.to_ndarray(format="rgb24", width=side, height=side, interpolation="AREA").astype(np.int16)
+
+
+def _is_flat(small: npt.NDArray[np.int16]) -> bool:
+    return bool(np.ptp(small, axis=(0, 1)).max() <= _ONE_COLOUR_LEVELS)
 
 
 def _check_file(path: Path) -> None:
@@ -153,28 +342,20 @@ def _check_file(path: Path) -> None:
         raise VideoError(path, "is empty (0 bytes)")
 
 
-def _sample_with_decord(path: Path, count: int) -> Frames:
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
-    try:
-        reader = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
-        indices = frame_indices(len(reader), count)
-        # Each frame once, however often a short video repeats it.
-        distinct, position = np.unique(indices, return_inverse=True)
-        frames: Frames = reader.get_batch(distinct).asnumpy()
-    except (decord.DECORDError, RuntimeError, IndexError, ValueError) as err:
-        raise _NoDecoder(str(err)) from err
-    return frames if len(distinct) == count else frames[position]
+class _Damaged(Exception):
+    """What is wrong with the frames; `_opened` makes a VideoError of it."""
 
 
 class _opened:
-    """An open PyAV container with at least one video stream; whatever goes wrong inside is a VideoError."""
+    """An open video: container, stream, decoding. Whatever goes wrong inside is a VideoError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __enter__(self) -> Any:
+    container: Any
+    stream: Any
+
+    def __enter__(self) -> _opened:
         import av
 
         self._level = av.logging.get_level()
@@ -184,14 +365,35 @@ class _opened:
         self._lines = self._log.__enter__()
         try:
             # Absolute, for FFmpeg takes "take2:final.mp4" for an address.
-            self._container = av.open(str(self.path.absolute()))
+            self.container = av.open(str(self.path.absolute()))
         except (av.error.FFmpegError, OSError, ValueError) as err:
             self._stop_logging()
             raise VideoError(self.path, self._cause(err)) from err
-        if not self._container.streams.video:
+        if not self.container.streams.video:
             self.__exit__(None, None, None)
             raise VideoError(self.path, "has no video stream")
-        return self._container
+        self.stream = self.container.streams.video[0]
+        context = self.stream.codec_context
+        if context.width * context.height > MAX_PIXELS:
+            self.__exit__(None, None, None)
+            size = f"{context.width} x {context.height}"
+            raise VideoError(self.path, f"has frames of {size}, more than {MAX_PIXELS} pixels")
+        return self
+
+    def decode(self) -> Iterator[Any]:
+        """The frames of the video stream, in the order in which they are shown."""
+        context = self.stream.codec_context
+        if not context.is_open:
+            context.thread_type = "AUTO"
+            context.thread_count = _threads()
+            context.options = {"err_detect": "explode"}  # a decoder shall not paint over what is missing
+        yield from self.container.decode(self.stream)
+        if said := self.said():
+            raise _Damaged(f"is damaged ({said[-1]})")
+
+    def said(self) -> list[str]:
+        """The errors that FFmpeg has logged so far."""
+        return [line[2].strip() for line in self._lines if line[0] <= 16 and line[2].strip()]
 
     def _stop_logging(self) -> None:
         import av
@@ -202,56 +404,72 @@ class _opened:
     def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
         import av
 
-        self._container.close()
+        self.container.close()
         self._stop_logging()
-        if isinstance(err, av.error.FFmpegError):
+        if isinstance(err, _Damaged):
+            raise VideoError(self.path, str(err)) from err
+        if isinstance(err, (av.error.FFmpegError, MemoryError)):
             raise VideoError(self.path, self._cause(err)) from err
-
-    def said(self) -> list[str]:
-        """The errors that FFmpeg has logged so far."""
-        return [line[2].strip() for line in self._lines if line[0] <= 16 and line[2].strip()]
 
     def _cause(self, err: Exception) -> str:
         """What FFmpeg logged last says more than its error code ("moov atom not found")."""
         said = self.said()
-        text = getattr(err, "strerror", None) or str(err)
+        text = getattr(err, "strerror", None) or str(err) or type(err).__name__
         return f"can't be decoded: {text[0].lower()}{text[1:]}" + (f" ({said[-1]})" if said else "")
 
 
-def _count_packets(path: Path) -> int:
-    """How many packets the first video stream has. Raises VideoError, also for a file that was cut off.
+def _threads() -> int:
+    """How many threads FFmpeg may take: as many as torch, which is one in a worker process; 0 leaves it to FFmpeg."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(asked) if asked.isdecimal() else 0
+
+
+def _survey(path: Path) -> _Track:
+    """Read the packets of the first video stream. Raises VideoError, also for a file that was cut off.
 
     FFmpeg reads what is left of such a file as if it were all: a clip whose copy broke off would count as a short one.
+    What is missing behind the last frame (sound, say) harms nothing.
     """
-    opened = _opened(path)
-    with opened as container:
-        stream = container.streams.video[0]
-        packets, torn = 0, False
-        for packet in container.demux(stream):
-            packets += packet.size > 0
+    with _opened(path) as video:
+        stream = video.stream
+        packets, torn, times, keys = 0, False, set[int](), set[int]()
+        end = 0
+        for packet in video.container.demux(stream):
+            if packet.size == 0:
+                continue
+            packets += 1
             torn = torn or packet.is_corrupt
+            if packet.pts is not None:
+                times.add(packet.pts)
+                end = max(end, packet.pts + (packet.duration or 0))
+                if packet.is_keyframe:
+                    keys.add(packet.pts)
         # An MP4 says where its packets lie, a Matroska file only logs it.
         size = path.stat().st_size
         torn = torn or any(entry.pos + entry.size > size for entry in stream.index_entries)
-        torn = torn or "File ended prematurely" in opened.said()
-    if torn:
-        raise VideoError(path, "is cut off: a part of it is missing")
-    return packets
+        said = video.said()
+        early = "File ended prematurely" in said
+        if torn or (early and not _reaches_end(video.container, float(end * stream.time_base))):
+            raise _Damaged("is cut off: a part of it is missing")
+        if said and not early:
+            raise _Damaged(f"is damaged ({said[-1]})")
+        whole = len(times) == packets and bool(keys)
+        return _Track(
+            packets,
+            _suits_decord(video),
+            tuple(sorted(times)) if whole else (),
+            tuple(sorted(keys)) if whole else (),
+        )
 
 
-def _keep(path: Path, indices: npt.NDArray[np.int64]) -> tuple[Frames, int]:
-    """The frames at the given ascending indices, and how many frames the file really has."""
-    kept: list[Frames] = []
-    decoded = 0
-    with _opened(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        for decoded, frame in enumerate(container.decode(stream), start=1):
-            if len(kept) == len(indices) or indices[len(kept)] != decoded - 1:
-                continue
-            # A stream may change its size on the way; the frames keep that of the first.
-            height, width = kept[0].shape[:2] if kept else (frame.height, frame.width)
-            picture = frame.to_ndarray(format="rgb24", width=width, height=height)
-            while len(kept) < len(indices) and indices[len(kept)] == decoded - 1:
-                kept.append(picture)
-    return np.stack(kept) if len(kept) == len(indices) else np.empty((0, 0, 0, 3), np.uint8), decoded
+def _suits_decord(video: _opened) -> bool:
+    context = video.stream.codec_context
+    untagged = context.color_range in (0, 1) and context.colorspace in (2, 5, 6)  # unspecified, or as SD video is
+    return untagged and context.pix_fmt in _DECORD_PIXELS and video.container.format.name in _DECORD_CONTAINERS
+
+
+def _reaches_end(container: Any, seconds: float) -> bool:
+    """Whether a stream that ends at `seconds` is all that the container announces, to half a frame."""
+    import av
+
+    return container.duration is not None and seconds >= container.duration / av.time_base - 0.02

@@ -17,6 +17,7 @@ from qualivision import environment
 os.environ["HF_HUB_OFFLINE"] = "1"
 STATE = Path(tempfile.mkdtemp(prefix="qualivision-tests-"))
 environment.prepare(STATE)
+environment.STATE = STATE
 
 MakeClip = Callable[..., Path]
 

@@ -477,7 +477,7 @@ def test_errors_come_before_warnings() -> None:
 
 
 def crowd(data: DataSet) -> None:
-    """More videos than are opened in this process."""
+    """Many videos, two of them broken."""
     for number in range(30):
         name = f"B_{number:02}.mp4"
         shutil.copy(data.clips["good"], data.video("train", name))
@@ -497,17 +497,17 @@ def test_many_videos_are_opened_by_processes_with_the_same_outcome(data: DataSet
     assert seen[-1] == (39, 39)
 
 
-def probe_or_crash(paths: list[Path]) -> list[videos.Answer]:
-    if any(path.name == "B_07.mp4" for path in paths):
+def probe_or_crash(path: Path) -> tuple[Path, videos.Answer]:
+    if path.name == "B_07.mp4":
         os._exit(1)
-    return videos.probe_chunk(paths)
+    return videos._probe(path)
 
 
 def test_a_video_that_takes_its_process_down_is_named(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
     crowd(data)
-    monkeypatch.setattr(videos, "probe_chunk", probe_or_crash)
+    monkeypatch.setattr(videos, "_probe", probe_or_crash)
     report = data.check(workers=2)
-    assert report.errors[0].value == "crashes the decoder"
+    assert report.errors[0].value == "crashes the process that reads it (exit code 1), twice"
     assert [found.file[-8:] for found in report.errors] == ["B_07.mp4", "B_08.mp4"]
 
 

@@ -13,6 +13,11 @@ def frames_dir(model: str) -> Path:
     return Path("cache/frames") / model
 
 
+def quarantine_file(model: str) -> Path:
+    """The videos that the last run of `frames` could not use, with their causes."""
+    return REPORTS / f"quarantine-{model}.json"
+
+
 def prompts_dir(model: str) -> Path:
     """The prompt cache of a model."""
     return Path("cache/prompts") / model

@@ -17,8 +17,8 @@ def run(data: Path, report: Path) -> ValidationReport:
     """Check the data set and write the report, also when it has errors."""
     from qualivision.validation import validate, write_report
 
-    bounds = load_settings().validate_
+    settings = load_settings()
     with progress("validate: probing videos") as advance:
-        found = validate(data, bounds, progress=advance)
+        found = validate(data, settings.validate_, settings.decode, progress=advance)
     write_report(found, report)
     return found

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qualivision.labels import SPLITS, labels_path, videos_dir
+from qualivision.settings import DecodeSettings
 from qualivision.validation.report import Finding, ValidationReport, write_report
 from qualivision.validation.rules import check_leaks, check_tables
 from qualivision.validation.tables import read_table
@@ -36,6 +37,7 @@ __all__ = ["Finding", "ValidationReport", "validate", "write_report"]
 def validate(
     data: Path,
     bounds: ValidateSettings,
+    limits: DecodeSettings | None = None,
     *,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -45,7 +47,8 @@ def validate(
     Args:
         data: the folder that holds `train`, `val` and `test`. All three are needed.
         bounds: what prompts and videos have to keep to.
-        workers: processes that open videos; one per core if not given, 1 for none beside this one.
+        limits: how long one video may take, and how much memory; by default those of `DecodeSettings`.
+        workers: processes that open videos; one per core if not given.
         progress: called with (videos opened, videos in all) as it goes.
     Returns:
         Everything that was found; it raises for no fault of the data.
@@ -67,6 +70,6 @@ def validate(
     findings += check_leaks(tables)
     with ThreadPoolExecutor(1) as aside:  # Great Expectations is slow to import: the videos need not wait
         in_tables = aside.submit(check_tables, tables, bounds)
-        findings += check_videos(clips, bounds, workers=workers, progress=progress)
+        findings += check_videos(clips, bounds, limits or DecodeSettings(), workers=workers, progress=progress)
         findings += in_tables.result()
     return ValidationReport(tuple(findings), counts)

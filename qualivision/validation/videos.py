@@ -6,22 +6,20 @@ Owns the rules for video files and the processes that open them. `video.probe` s
 from __future__ import annotations
 
 import os
-import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
+from qualivision.errors import leaves
 from qualivision.validation.report import Finding
 from qualivision.validation.tables import Table, is_file_name, named
-from qualivision.video import VideoError, VideoInfo, probe
+from qualivision.video import VideoError, VideoInfo, decoding_guard, probe
+from qualivision.workers import in_processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from qualivision.settings import ValidateSettings
+    from qualivision.settings import DecodeSettings, ValidateSettings
     from qualivision.validation.report import Severity
 
     Progress = Callable[[int, int], None]
@@ -29,10 +27,6 @@ if TYPE_CHECKING:
 
 # FFmpeg opens more than videos: it draws a .txt as one, and takes a picture for a video of one frame.
 VIDEO_ENDINGS = frozenset({"avi", "gif", "m4v", "mkv", "mov", "mp4", "webm"})
-
-# Processes take longer to start than this many videos take to open.
-IN_PROCESS_VIDEOS = 16
-_CHUNK_VIDEOS = 8
 
 
 @dataclass(frozen=True)
@@ -88,18 +82,13 @@ def match_videos(folder: Path, table: Table | None, data: Path) -> tuple[list[Cl
 def check_videos(
     clips: list[Clip],
     bounds: ValidateSettings,
+    limits: DecodeSettings,
     *,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[Finding]:
     """Open every video and hold it against the bounds. For `workers` and `progress` see `validate`."""
-    paths = [clip.path for clip in clips]
-    workers = workers or _cores()
-    report = progress or (lambda done, total: None)
-    if workers <= 1 or len(paths) <= IN_PROCESS_VIDEOS:
-        answers = _probe_here(paths, report)
-    else:
-        answers = _probe_in_processes(paths, workers, report)
+    answers = _probe_each([clip.path for clip in clips], limits, workers, progress or (lambda done, total: None))
     findings: list[Finding] = []
     for clip in clips:
         answer = answers[clip.path]
@@ -145,60 +134,27 @@ def _out_of_bounds(info: VideoInfo, bounds: ValidateSettings) -> Iterator[tuple[
         yield "too-long", f"{info.seconds:.1f} seconds", long
 
 
-def _probe_here(paths: list[Path], report: Progress) -> dict[Path, Answer]:
+def _probe_each(paths: list[Path], limits: DecodeSettings, workers: int | None, report: Progress) -> dict[Path, Answer]:
+    """What each video's container says; a video that takes its process with it is told, too."""
+    guard = decoding_guard(limits)
     answers: dict[Path, Answer] = {}
-    for done, path in enumerate(paths, start=1):
-        answers[path] = probe_chunk([path])[0]
-        report(done, len(paths))
-    return answers
-
-
-def _probe_in_processes(paths: list[Path], workers: int, report: Progress) -> dict[Path, Answer]:
-    chunks = [paths[at : at + _CHUNK_VIDEOS] for at in range(0, len(paths), _CHUNK_VIDEOS)]
-    answers: dict[Path, Answer] = {}
-    with _processes(min(workers, len(chunks))) as pool:
-        chunk_of = {pool.submit(probe_chunk, chunk): chunk for chunk in chunks}
-        for future in as_completed(chunk_of):
-            try:
-                answers.update(zip(chunk_of[future], future.result(), strict=True))
-            except BrokenProcessPool:
-                continue  # one file took the whole pool down with it: which one, the next pass finds
-            report(len(answers), len(paths))
-    left = [path for path in paths if path not in answers]
-    while left:
-        with _processes(1) as pool:
-            for path in left:
-                try:
-                    (answers[path],) = pool.submit(probe_chunk, [path]).result()
-                except BrokenProcessPool:
-                    answers[path] = "crashes the decoder"
-                    break
-                finally:
-                    report(len(answers), len(paths))
-        left = [path for path in left if path not in answers]
-    return answers
-
-
-def _cores() -> int:
-    if sys.platform == "linux":  # in a container, fewer than the machine has
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _processes(count: int) -> ProcessPoolExecutor:
-    # spawn: a forked child of a process with threads (GX, a test runner, a server) may hang.
-    return ProcessPoolExecutor(count, mp_context=get_context("spawn"))
-
-
-def probe_chunk(paths: list[Path]) -> list[Answer]:
-    """What a worker does: open some videos."""
-    return [_probe(path) for path in paths]
-
-
-def _probe(path: Path) -> Answer:
     try:
-        return probe(path)
+        for path, answer in in_processes(_probe, [(path,) for path in paths], workers=workers, guard=guard):
+            answers[path] = answer
+            report(len(answers), len(paths))
+    except (VideoError, ExceptionGroup) as group:
+        for err in leaves(group):
+            if not isinstance(err, VideoError):
+                raise
+            answers[err.path] = err.cause
+    return answers
+
+
+def _probe(path: Path) -> tuple[Path, Answer]:
+    """What a worker does."""
+    try:
+        return path, probe(path)
     except VideoError as err:
-        return err.cause.replace(str(path), path.name)  # the report shows no absolute path
+        return path, err.cause.replace(str(path), path.name)  # the report shows no absolute path
     except OSError as err:
-        return f"can't be read: {err.strerror}"
+        return path, f"can't be read: {err.strerror}"

@@ -1,0 +1,181 @@
+"""Jobs over worker processes that may crash, hang or swell without taking the run with them.
+
+Owns the processes: how they start, settle and end, and what becomes of a job whose process is lost. Does not know what
+a job is. Built on pebble's pool, which tells which job a lost process was at and can stop one that hangs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from qualivision.environment import keep_freed_memory
+from qualivision.errors import QualiVisionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
+
+    Job = tuple[Any, ...]
+
+_IN_PROCESS_UP_TO = 8
+"""So few jobs that nobody guards are done faster than worker processes start."""
+
+_QUEUED_PER_WORKER = 4
+
+# No job after this one would fare better.
+_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+
+
+class LostError(QualiVisionError):
+    """A job that took its process with it: it crashed, or ran past its limit, and did so again when retried."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Limits of a job on input that nobody vouches for.
+
+    Attributes:
+        seconds: of one job; then its process is stopped.
+        memory_bytes: that a process may allocate (Linux); what asks for more gets a MemoryError, or crashes.
+        lost: makes the error of a job that was lost twice, from its arguments and the cause in words.
+    """
+
+    seconds: float
+    memory_bytes: int
+    lost: Callable[[Job, str], Exception]
+
+
+def in_processes(
+    work: Callable[..., Any], jobs: Iterable[Job], *, workers: int | None = None, guard: Guard | None = None
+) -> Iterator[Any]:
+    """Run `work(*job)` for each job over processes; yields the results as they come, then raises the failures.
+
+    A job that fails does not stop the others, unless the disk is full. One that takes its process with it is tried once
+    more, in a process of its own. Several failures come as one ExceptionGroup.
+
+    Args:
+        work: a module-level function.
+        jobs: its arguments, one tuple a job.
+        workers: processes; by default one for each core.
+        guard: limits of each job. With it even a single job has a process, without it few jobs run in this one.
+    Raises:
+        LostError: a job without a guard was lost twice.
+        OSError: the disk is full or can't be written; at once.
+    """
+    jobs = list(jobs)
+    workers = min(workers or cores(), len(jobs))
+    failures: list[Exception] = []
+    lost: list[Job] = []
+    if workers == 0:
+        return
+    if guard is None and (workers == 1 or len(jobs) <= _IN_PROCESS_UP_TO):
+        for job in jobs:
+            try:
+                yield work(*job)
+            except Exception as err:  # noqa: BLE001 - raised below, with the others
+                failures.append(_unless_hopeless(err))
+    else:
+        for job, future in _each_in_pool(work, jobs, workers, guard, per_process=0):
+            if _loss(future, guard) is not None:
+                lost.append(job)
+                continue
+            if (failure := future.exception()) is None:
+                yield future.result()
+            else:
+                failures.append(_unless_hopeless(failure))
+        for job, future in _each_in_pool(work, lost, 1, guard, per_process=1):
+            if (cause := _loss(future, guard)) is not None:
+                failures.append(guard.lost(job, cause) if guard else LostError(f"{work.__name__}{job}: {cause}"))
+            elif (failure := future.exception()) is None:
+                yield future.result()
+            else:
+                failures.append(_unless_hopeless(failure))
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        raise ExceptionGroup(f"{len(failures)} of {len(jobs)} failed", failures)
+
+
+def cores() -> int:
+    """How many cores this process may use; in a container, fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _each_in_pool(
+    work: Callable[..., Any], jobs: list[Job], workers: int, guard: Guard | None, *, per_process: int
+) -> Iterator[tuple[Job, Future[Any]]]:
+    """Each job with its future, done. Queues only a few at a time, and stops the processes when nobody asks on."""
+    if not jobs:
+        return
+    from pebble import ProcessPool
+
+    limit = guard.memory_bytes if guard else None
+    # spawn: a forked child of a process with threads (torch, decord) may hang.
+    pool = ProcessPool(
+        workers, max_tasks=per_process, initializer=_settle, initargs=(limit,), context=get_context("spawn")
+    )
+    try:
+        todo = iter(jobs)
+        running: dict[Future[Any], Job] = {}
+        while True:
+            for job in islice(todo, workers * _QUEUED_PER_WORKER - len(running)):
+                running[pool.schedule(work, args=job, timeout=guard.seconds if guard else None)] = job
+            if not running:
+                break
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield running.pop(future), future
+        pool.close()
+    finally:
+        pool.stop()
+        pool.join()
+
+
+def _loss(future: Future[Any], guard: Guard | None) -> str | None:
+    """How the process of a job was lost, in words; None when it was not."""
+    from pebble import ProcessExpired
+
+    err = future.exception()
+    if isinstance(err, ProcessExpired):
+        how = signal.Signals(-err.exitcode).name if err.exitcode < 0 else f"exit code {err.exitcode}"
+        return f"crashes the process that reads it ({how}), twice"
+    if isinstance(err, TimeoutError) and guard:
+        return f"takes longer than {guard.seconds:g} s, twice"
+    return None
+
+
+def _unless_hopeless(err: BaseException) -> Exception:
+    """The error, to be raised later; raised now when it is not one of a single job."""
+    if not isinstance(err, Exception) or (isinstance(err, OSError) and err.errno in _HOPELESS):
+        raise err
+    return err
+
+
+def _settle(memory_bytes: int | None) -> None:
+    """Each worker has one core: more threads, torch's or FFmpeg's, would only fight for it."""
+    keep_freed_memory()
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # torch, which takes a second, may never come
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    if memory_bytes is not None and sys.platform == "linux":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when its parent is gone: a parent that was killed could not tell it to."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)

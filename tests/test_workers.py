@@ -1,0 +1,122 @@
+"""Jobs over processes: failures come after all others ran, and a lost process costs one job and no run."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from qualivision.video import VideoError
+from qualivision.workers import Guard, LostError, in_processes
+
+
+def work(number: int, folder: Path) -> tuple[int, int]:
+    """A job; module-level, so that worker processes find it. The numbers above 90 fail."""
+    (folder / str(number)).touch()
+    if number > 90:
+        raise VideoError(folder / f"{number}.mp4", "is cut off")
+    return number, os.getpid()
+
+
+def slow_work(number: int, folder: Path) -> None:
+    time.sleep(0.1)
+    work(number, folder)
+
+
+def test_few_jobs_run_in_this_process_in_order(tmp_path):
+    results = list(in_processes(work, [(number, tmp_path) for number in (1, 2, 3)], workers=2))
+    assert results == [(number, os.getpid()) for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("others", [2, 12], ids=["in this process", "in worker processes"])
+def test_a_failure_comes_as_it_is_after_all_others_ran(tmp_path, others):
+    jobs = [99, *range(others)]
+    done = []
+    with pytest.raises(VideoError, match=r"99\.mp4: is cut off") as refused:
+        for number, process in in_processes(work, [(number, tmp_path) for number in jobs], workers=2):
+            done.append(number)
+            assert (process == os.getpid()) == (others == 2)
+    assert refused.value.path == tmp_path / "99.mp4"
+    assert sorted(done) == list(range(others))
+
+
+@pytest.mark.parametrize("others", [2, 12], ids=["in this process", "in worker processes"])
+def test_several_failures_come_together_after_all_others_ran(tmp_path, others):
+    jobs = [(number, tmp_path) for number in (98, *range(others), 99)]
+    with pytest.raises(ExceptionGroup, match=f"2 of {others + 2} failed") as refused:
+        list(in_processes(work, jobs, workers=2))
+    assert {str(error) for error in refused.value.exceptions} == {
+        f"{tmp_path / name}: is cut off" for name in ("98.mp4", "99.mp4")
+    }
+    assert len(os.listdir(tmp_path)) == others + 2
+
+
+def test_jobs_not_begun_are_dropped_when_nobody_waits_for_them(tmp_path):
+    results = iter(in_processes(slow_work, [(number, tmp_path) for number in range(40)], workers=2))
+    next(results)
+    results.close()
+    assert len(os.listdir(tmp_path)) < 20
+
+
+FULL = 50
+LOST = {"crashes": 7, "hangs": 11, "swells": 13, "dies once": 17}
+
+
+def hostile(number: int, folder: Path) -> int:
+    """What a decoder may do to its process."""
+    tries = folder / f"tries-{number}"
+    tries.write_text(tries.read_text() + "x" if tries.exists() else "x")
+    if number == LOST["crashes"]:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if number == LOST["hangs"]:
+        time.sleep(60)
+    if number == LOST["swells"]:
+        bytearray(3 << 30)
+    if number == LOST["dies once"] and tries.read_text() == "x":
+        os._exit(3)
+    if number == FULL:
+        raise OSError(errno.ENOSPC, "can't write x: No space left on device")
+    return number
+
+
+def lost(job: tuple[int, Path], cause: str) -> VideoError:
+    return VideoError(Path(str(job[0])), cause)
+
+
+GUARD = Guard(seconds=1.5, memory_bytes=2 << 30, lost=lost)
+
+
+def test_a_job_that_takes_its_process_with_it_costs_itself_alone(tmp_path):
+    done = []
+    with pytest.raises(ExceptionGroup) as refused:
+        for number in in_processes(hostile, [(number, tmp_path) for number in range(20)], workers=2, guard=GUARD):
+            done.append(number)
+    assert sorted(done) == sorted(set(range(20)) - {7, 11, 13})
+    assert {str(err) for err in refused.value.exceptions} == {
+        "7: crashes the process that reads it (SIGSEGV), twice",
+        "11: takes longer than 1.5 s, twice",
+        "",  # a MemoryError, for the job to explain
+    }
+    tries = {path.name: len(path.read_text()) for path in tmp_path.iterdir()}
+    assert [tries[f"tries-{LOST[how]}"] for how in LOST] == [2, 2, 1, 2]
+
+
+def test_a_single_job_under_guard_has_a_process_of_its_own(tmp_path):
+    with pytest.raises(VideoError, match="7: crashes"):
+        list(in_processes(hostile, [(7, tmp_path)], guard=GUARD))
+
+
+def test_without_a_guard_a_lost_job_is_named_all_the_same(tmp_path):
+    with pytest.raises(LostError, match=r"hostile\(7, .*SIGSEGV"):
+        list(in_processes(hostile, [(number, tmp_path) for number in range(1, 10)], workers=2))
+
+
+def test_a_full_disk_stops_all_jobs_at_once(tmp_path):
+    jobs = [(FULL, tmp_path), *((100 + number, tmp_path) for number in range(200))]
+    with pytest.raises(OSError, match="No space left on device"):
+        list(in_processes(hostile, jobs, workers=2, guard=GUARD))
+    assert len(os.listdir(tmp_path)) < 100
