@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,7 @@ import numpy as np
 from qualivision.errors import QualiVisionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container, Iterator
     from pathlib import Path
 
     import numpy.typing as npt
@@ -37,6 +38,9 @@ READER_VERSION = 2
 
 MAX_PIXELS = 2**26
 """Of one frame: 8K has half of that. More is a mistake or an attack, and would be gigabytes in the decoder."""
+
+_WORTH_A_SEEK = 16
+"""So many frames are decoded faster than a file is searched."""
 
 # Where decord finds the right frames and gives them PyAV's colours; test_formats.py holds the two against each other.
 _DECORD_CONTAINERS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"})
@@ -104,7 +108,8 @@ def read_frames(path: Path, spec: FrameSpec, *, decoder: Literal["pyav", "decord
     out = np.empty((spec.count, spec.height, spec.width, 3), np.uint8)
 
     def put(places: slice, picture: Frames) -> None:
-        out[places] = resize(picture[None], spec.height, spec.width)
+        # Not picture[None]: of its stride of 0 torch's fast kernel makes nothing, and takes three times as long.
+        out[places] = resize(picture.reshape(1, *picture.shape), spec.height, spec.width)
 
     _sample(path, spec.count, put, decoder)
     return out
@@ -193,12 +198,12 @@ def _sample(path: Path, count: int, put: Put, decoder: str) -> None:
     if decoder == "decord" and track.suits_decord and _put_with_decord(path, count, put):
         return
     indices = frame_indices(max(track.packets, 1), count)
-    if _pays_to_seek(track, indices) and _put_by_seeking(path, track, indices, put):
+    if _put_by_time(path, track, indices, put):
         return
     decoded = _put_in_order(path, indices, put)
-    if decoded != track.packets:  # packets are not always frames: the index rule goes by what really came out
-        if decoded == 0:
-            raise VideoError(path, "has a video stream, but no frame in it can be decoded")
+    if decoded == 0:
+        raise VideoError(path, "has a video stream, but no frame in it can be decoded")
+    if decoded != max(track.packets, 1):  # packets are not always frames: the rule goes by what really came out
         _put_in_order(path, frame_indices(decoded, count), put)
 
 
@@ -221,45 +226,39 @@ def _put_in_order(path: Path, indices: Indices, put: Put) -> int:
     return decoded
 
 
-def _pays_to_seek(track: _Track, indices: Indices) -> bool:
-    """Whether going from key frame to key frame decodes less than half of what there is."""
-    if not track.times:
-        return False
-    decoded, at = 0, -1
-    for index in indices.tolist():
-        start = max(at, _key_before(track, index) - 1)
-        decoded += index - start
-        at = index
-    return decoded < len(track.times) / 2
-
-
 def _key_before(track: _Track, index: int) -> int:
     """The last frame up to `index` at which decoding can start."""
     key = bisect_right(track.keys, track.times[index]) - 1
     return bisect_left(track.times, track.keys[key]) if key >= 0 else 0
 
 
-def _put_by_seeking(path: Path, track: _Track, indices: Indices, put: Put) -> bool:
-    """As `_put_in_order`, from key frame to key frame. Returns whether every frame was found where it should be."""
-    with _opened(path) as video:
-        at, size = -1, None
-        frames: Iterator[Any] = iter(())
-        try:
-            for index in sorted(set(indices.tolist())):
-                key = _key_before(track, index)
-                if key > at:
+def _put_by_time(path: Path, track: _Track, indices: Indices, put: Put) -> bool:
+    """As `_put_in_order`, without decoding what no frame that is asked for needs: most of a long video.
+
+    Returns whether every frame was found where its packet said, undamaged; if not, decoding from the start decides.
+    """
+    if not track.times:
+        return False
+    wanted = sorted(set(indices.tolist()))
+    times = {track.times[index] for index in wanted}
+    at, size = -1, None
+    try:
+        with _opened(path) as video:
+            frames = _shown(video.decode(times))
+            for index in wanted:
+                key, time = _key_before(track, index), track.times[index]
+                if key - at > _WORTH_A_SEEK:
                     video.container.seek(track.times[key], stream=video.stream)
-                    frames = _shown(video.decode())
-                time = track.times[index]
-                frame = next((frame for frame in frames if frame.pts is None or frame.pts >= time), None)
+                    frames = _shown(video.decode(times))
+                frame: Any = next((frame for frame in frames if frame.pts is None or frame.pts >= time), None)
                 if frame is None or frame.pts != time:
                     return False
                 size = size or (frame.width, frame.height)
                 put(_places(indices, index), _picture(frame, size))
                 at = index
-        except VideoError:  # also what comes before an open key frame: only decoding from the start can tell
-            return False
-    return True
+            return not video.said()
+    except VideoError:
+        return False
 
 
 def _put_with_decord(path: Path, count: int, put: Put) -> bool:
@@ -374,20 +373,29 @@ class _opened:
             raise VideoError(self.path, "has no video stream")
         self.stream = self.container.streams.video[0]
         context = self.stream.codec_context
+        if context is None:
+            self.__exit__(None, None, None)
+            raise VideoError(self.path, "is of a codec that nothing here can decode")
         if context.width * context.height > MAX_PIXELS:
             self.__exit__(None, None, None)
             size = f"{context.width} x {context.height}"
             raise VideoError(self.path, f"has frames of {size}, more than {MAX_PIXELS} pixels")
         return self
 
-    def decode(self) -> Iterator[Any]:
-        """The frames of the video stream, in the order in which they are shown."""
+    def decode(self, wanted: Container[int] | None = None) -> Iterator[Any]:
+        """The frames of the video stream, in the order in which they are shown.
+
+        With `wanted`, times of frames, others may be left out if no other frame needs them.
+        """
         context = self.stream.codec_context
         if not context.is_open:
             context.thread_type = "AUTO"
             context.thread_count = _threads()
             context.options = {"err_detect": "explode"}  # a decoder shall not paint over what is missing
-        yield from self.container.decode(self.stream)
+        for packet in self.container.demux(self.stream):
+            if wanted is not None:
+                context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+            yield from context.decode(packet)
         if said := self.said():
             raise _Damaged(f"is damaged ({said[-1]})")
 
@@ -447,6 +455,7 @@ def _survey(path: Path) -> _Track:
         # An MP4 says where its packets lie, a Matroska file only logs it.
         size = path.stat().st_size
         torn = torn or any(entry.pos + entry.size > size for entry in stream.index_entries)
+        torn = torn or not _ends_where_it_should(path, video.container.format.name, size)
         said = video.said()
         early = "File ended prematurely" in said
         if torn or (early and not _reaches_end(video.container, float(end * stream.time_base))):
@@ -460,6 +469,29 @@ def _survey(path: Path) -> _Track:
             tuple(sorted(times)) if whole else (),
             tuple(sorted(keys)) if whole else (),
         )
+
+
+_TS_PACKETS = (188, 192, 204)
+
+
+def _ends_where_it_should(path: Path, container: str, size: int) -> bool:
+    """Whether a file of a format whose end FFmpeg does not look at is all there, as far as its format tells."""
+    if container == "mpegts":
+        return any(size % packet == 0 for packet in _TS_PACKETS)
+    if container == "gif":
+        with path.open("rb") as file:
+            file.seek(max(0, size - 64))
+            return file.read().rstrip(b"\0").endswith(b";")
+    if container == "avi":
+        with path.open("rb") as file:
+            at = 12  # behind "RIFF", its size, "AVI "
+            while at + 12 <= size:
+                file.seek(at)
+                name, length, kind = struct.unpack("<4sI4s", file.read(12))
+                at += 8 + length + length % 2
+                if (name, kind) == (b"LIST", b"movi"):
+                    return at <= size + 1
+    return True
 
 
 def _suits_decord(video: _opened) -> bool:

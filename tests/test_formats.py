@@ -115,6 +115,25 @@ def test_any_video_gives_its_uniform_frames(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [name for name in TABLE if not name.startswith("8k")])
+def test_leaving_out_what_no_frame_needs_changes_nothing(tmp_path, name):
+    clip = make(tmp_path / name, **TABLE[name])
+    track = video._survey(clip)
+    indices = frame_indices(track.packets, 16)
+    found: dict[int, np.ndarray] = {}
+    quick = video._put_by_time(clip, track, indices, lambda places, shown: found.update({places.start: shown}))
+    assert quick == (name not in LEFT_TO_DECODING_ALL)
+    whole: dict[int, np.ndarray] = {}
+    video._put_in_order(clip, indices, lambda places, shown: whole.update({places.start: shown}))
+    if quick:
+        assert found.keys() == whole.keys()
+        assert all((found[place] == whole[place]).all() for place in whole)
+
+
+LEFT_TO_DECODING_ALL = {"no-index.h264"}
+"""Formats whose packets do not say when their frames are shown."""
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if not name.startswith("8k")])
 def test_decord_gives_the_same_frames_where_it_is_used(tmp_path, name):
     pytest.importorskip("decord", reason="decord has no wheel for this platform")
     clip = make(tmp_path / name, **TABLE[name])
@@ -181,9 +200,13 @@ def test_a_long_video_is_read_from_key_frame_to_key_frame(tmp_path, name, monkey
     codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
     clip = make(tmp_path / name, codec, frames=400, options={"g": "10"})
     whole = sample(clip, 400)
+    decoded = []
     with monkeypatch.context() as only:
         only.setattr(video, "_put_in_order", lambda *_: pytest.fail("decoded from the start"))
+        shown = video._shown
+        only.setattr(video, "_shown", lambda frames: shown(decoded.append(frame.pts) or frame for frame in frames))
         some = sample(clip, 8)
+    assert len(decoded) < 100
     np.testing.assert_array_equal(some, whole[frame_indices(400, 8)])
 
 
