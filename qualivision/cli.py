@@ -71,6 +71,26 @@ def validate(
         raise typer.Exit(1)
 
 
+labels = typer.Typer(help="Look at a label table before anything is learned from it.", no_args_is_help=True)
+app.add_typer(labels, name="labels")
+
+
+@labels.command("report")
+def labels_report(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A label table (CSV) with the five MOS columns.")],
+    out: Annotated[Path, typer.Option(help="Where labels.html and labels.json go.")] = Path("reports"),
+    encoder: Annotated[str, typer.Option(help="The sentence encoder of the no-video baseline.")] = "all-MiniLM-L6-v2",
+) -> None:
+    """Distributions, ties, what prompt and generator explain, and what can be predicted with no video at all."""
+    from qualivision.label_report import as_text, report_labels
+    from qualivision.progress import progress
+
+    with progress("labels report: predicting without video", "steps") as advance:
+        figures = report_labels(table, out, encoder=encoder, advance=advance)
+    say(as_text(figures))
+    say(f"labels report: {out / 'labels.html'}")
+
+
 @app.command()
 def frames(
     model: Model,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Okabe and Ito's palette, told apart with every common colour blindness; each has its own marker.
-_STYLES: Final = (
+STYLES: Final = (
     ("#0072B2", "o"),
     ("#D55E00", "s"),
     ("#009E73", "^"),
@@ -64,7 +64,7 @@ def scatter(predictions: pd.DataFrame, metrics: dict[str, Any], model: str) -> b
         metrics: as `metrics.json` holds them.
         model: its name, for the title.
     """
-    return _png(lambda figure: _draw_scatter(figure, predictions, metrics, model), (13, 9))
+    return png(lambda figure: _draw_scatter(figure, predictions, metrics, model), (13, 9))
 
 
 def comparison(metrics: dict[str, Any], model: str) -> bytes:
@@ -74,10 +74,11 @@ def comparison(metrics: dict[str, Any], model: str) -> bytes:
         metrics: as `metrics.json` holds them.
         model: its name, for the title.
     """
-    return _png(lambda figure: _draw_comparison(figure, metrics, model), (11, 6))
+    return png(lambda figure: _draw_comparison(figure, metrics, model), (11, 6))
 
 
-def _png(draw: Callable[[Figure], None], size_inches: tuple[float, float]) -> bytes:
+def png(draw: Callable[[Figure], None], size_inches: tuple[float, float]) -> bytes:
+    """What `draw` puts on a figure, as PNG: the same bytes for the same picture, in the look of all our pictures."""
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -159,16 +160,16 @@ def generator_styles(
         names = [str(name) if there else "" for name, there in zip(predictions["generator"], known, strict=True)]
     else:
         names = [generator_of(str(name)) for name in predictions["video_name"]]
-        if "" in names or not 2 <= len(set(names)) <= len(_STYLES):  # named by another scheme
+        if "" in names or not 2 <= len(set(names)) <= len(STYLES):  # named by another scheme
             names = [""] * len(names)
     ranked = sorted(set(names) - {""}, key=lambda name: (-names.count(name), name))
-    coloured = sorted(ranked if len(ranked) <= len(_STYLES) else ranked[: len(_STYLES) - 1])
-    styles = dict(zip(coloured, _STYLES, strict=False))
+    coloured = sorted(ranked if len(ranked) <= len(STYLES) else ranked[: len(STYLES) - 1])
+    styles = dict(zip(coloured, STYLES, strict=False))
     names = [name if name in styles or not name else "others" for name in names]
     if "others" in names:
         styles.setdefault("others", _OTHERS)
     if "" in names:
-        styles[""] = _UNKNOWN if styles else _STYLES[0]
+        styles[""] = _UNKNOWN if styles else STYLES[0]
     return np.array(names, dtype=object), styles
 
 
