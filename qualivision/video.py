@@ -48,6 +48,9 @@ class VideoInfo:
     width: int
     height: int
     fps: float
+    container: str = ""
+    pixels: str = ""
+    constant: str = ""
 
     @property
     def seconds(self) -> float:
