@@ -35,6 +35,7 @@ def make_clip(path: Path, *, frames: int = 4, side: int = 64, rate: int = 8) -> 
         stream.width = stream.height = side
         for grey in range(frames):
             picture = np.full((side, side, 3), grey * 20, np.uint8)
+            picture[: side // 2] += 40  # not a single colour
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return path
@@ -92,13 +93,17 @@ def data(tmp_path: Path, clips: dict[str, Path]) -> DataSet:
     return whole
 
 
+def faults(report: ValidationReport) -> tuple[Finding, ...]:
+    return report.errors + report.warnings
+
+
 def brief(report: ValidationReport) -> list[tuple[str, str, int | None, str]]:
-    return [(found.check, found.file, found.row, found.value) for found in report.findings]
+    return [(found.check, found.file, found.row, found.value) for found in faults(report)]
 
 
 def test_a_good_data_set_passes_and_can_be_read(data: DataSet) -> None:
     report = data.check()
-    assert report.findings == ()
+    assert faults(report) == ()
     assert report.ok
     assert report.counts == {split: {"rows": 3, "videos": 3} for split in SPLITS}
     for split in SPLITS:
@@ -108,7 +113,7 @@ def test_a_good_data_set_passes_and_can_be_read(data: DataSet) -> None:
 def test_a_test_table_may_lack_all_mos_columns_but_not_some(data: DataSet) -> None:
     data.rows["test"] = [row[:2] for row in data.rows["test"]]
     data.write()
-    assert data.check().findings == ()
+    assert faults(data.check()) == ()
     data.rows["test"] = [[*row, "4"] for row in data.rows["test"]]
     data.rows["test"][0][-1] = "Overall_MOS"
     data.write()
@@ -120,7 +125,7 @@ def test_more_columns_a_byte_order_mark_and_blank_lines_are_fine(data: DataSet) 
     data.write()
     text = data.table("train").read_text(encoding="utf-8")
     data.table("train").write_text(text + "\n   \n", encoding="utf-8-sig")
-    assert data.check().findings == ()
+    assert faults(data.check()) == ()
     assert len(read_labels(data.table("train"))) == 3
 
 
@@ -182,7 +187,7 @@ def test_good_cells_that_look_odd_are_fine_and_read_as_numbers(data: DataSet) ->
     data.rows["train"][1][2:] = [" 3", "+3", "1e0", "5.", "05"]
     data.rows["train"][2][1] = 'a "quoted", très long\tprompt'
     data.write()
-    assert data.check().findings == ()
+    assert faults(data.check()) == ()
     assert list(read_labels(data.table("train"))[list(MOS_COLUMNS)].iloc[0]) == [3, 3, 1, 5, 5]
 
 
@@ -250,7 +255,7 @@ def test_a_prompt_in_two_splits_names_files_and_lines(data: DataSet) -> None:
     data.rows["train"][3][1] = "Straße am Meer"
     data.rows["test"][2][1] = "  STRASSE am  meer "
     data.write()
-    (found,) = data.check().findings
+    (found,) = data.check().errors
     assert (found.check, found.file, found.row) == ("prompt-in-two-splits", TEST, 3)
     assert found.value == "  STRASSE am  meer "
     assert f"{TRAIN} (lines 2, 4) and {TEST} (line 3)" in found.message
@@ -281,11 +286,11 @@ def test_unreadable_videos_are_found_each_with_its_cause(data: DataSet) -> None:
     data.video("val", "A_val1.mp4").unlink()
     data.video("val", "A_val1.mp4").symlink_to("nowhere.mp4")
     report = data.check()
-    assert [(found.check, found.file, found.severity) for found in report.findings] == [
+    assert [(found.check, found.file, found.severity) for found in faults(report)] == [
         ("unreadable-video", f"data/{split}/videos/A_{split}{number}.mp4", "error")
         for split, number in [("train", 0), ("train", 1), ("train", 2), ("val", 0), ("val", 1)]
     ]
-    empty, broken, again, cut, gone = (found.value for found in report.findings)
+    empty, broken, again, cut, gone = (found.value for found in report.errors)
     assert empty == "is empty (0 bytes)"
     assert "moov atom not found" in broken
     assert again == broken  # PyAV drops a reason that it just gave
@@ -384,7 +389,7 @@ def test_lines_in_another_encoding_are_found_and_the_others_are_still_checked(da
     lines[3] = lines[3].removesuffix(b"3") + b"8"
     data.table("train").write_bytes(b"\n".join(lines))
     report = data.check()
-    assert [(found.check, found.row) for found in report.findings] == [("mos-range", 4), ("not-utf8", 3)]
+    assert [(found.check, found.row) for found in faults(report)] == [("mos-range", 4), ("not-utf8", 3)]
     assert r"Stra\xdfe" in report.findings[1].value
 
 
@@ -419,7 +424,7 @@ def test_all_faults_together_are_in_one_report(data: DataSet) -> None:
     spoil(data)
     report = data.check()
     assert [found[: len(wanted)] for found, wanted in zip(brief(report), ALL_FAULTS, strict=True)] == ALL_FAULTS
-    assert [found.severity for found in report.findings] == ["error"] * 7 + ["warning"] * 2
+    assert [found.severity for found in faults(report)] == ["error"] * 7 + ["warning"] * 2
     assert all(found.message.endswith(".") for found in report.findings)
 
 

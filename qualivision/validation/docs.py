@@ -39,7 +39,7 @@ class RuleTable(ValidationResultsTableContentBlockRenderer):
 
     @classmethod
     def render(cls, render_object: Any, **options: Any) -> Any:
-        block = super().render(render_object, **options)
+        block: Any = super().render(render_object, **options)
         block.header_row += ["Rule", "Severity"]
         for row, result in zip(block.table, render_object, strict=True):
             attributes = result.expectation_config.meta["attributes"]

@@ -100,7 +100,7 @@ class Suites:
         result.success = all(found.severity != "error" for found in findings)
         held = sum(bool(one.success) for one in result.results)
         self._held[name] = {"evaluated": len(result.results), "held": held}
-        self._keep(result, batch.id, suite.name)
+        self._keep(result, batch.id, suite.name, index)
         return findings
 
     def held(self, name: str) -> dict[str, int]:
@@ -113,7 +113,7 @@ class Suites:
 
         build(self._context, folder)
 
-    def _keep(self, result: ExpectationSuiteValidationResult, batch: str, suite: str) -> None:
+    def _keep(self, result: ExpectationSuiteValidationResult, batch: str, suite: str, index: str) -> None:
         """Store a result for the Data Docs, cut to what a page can show."""
         from great_expectations.core.run_identifier import RunIdentifier
         from great_expectations.data_context.types.resource_identifiers import (
@@ -123,8 +123,9 @@ class Suites:
 
         run = RunIdentifier(run_name="validate")
         result.meta["run_id"] = run
+        result.meta["batch_spec"] = {"data_asset_name": suite}  # or the page calls the table "None"
         for one in result.results:
-            one.result = _presentable(one.result)
+            one.result = _presentable(one.result, index)
         key = ValidationResultIdentifier(ExpectationSuiteIdentifier(suite), run, batch)
         self._context.validation_results_store.store_validation_results(result, key)
 
@@ -139,7 +140,7 @@ def _outcome(result: Any, index: str) -> Outcome:
     return Outcome(meta["attributes"]["severity"], check, meta["message"], meta["column"], rows)
 
 
-def _presentable(result: dict[str, Any]) -> dict[str, Any]:
+def _presentable(result: dict[str, Any], index: str) -> dict[str, Any]:
     """What a page shows of one rule's result: the first rows, and values that are text and no markup.
 
     Great Expectations writes values from the data into its pages as they are, and lists 20 of them.
@@ -152,6 +153,7 @@ def _presentable(result: dict[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in result.items() if name != "unexpected_index_query"}
     return kept | {
         "unexpected_index_list": rows,
+        "unexpected_index_column_names": [index],  # some expectations leave it out
         "unexpected_list": values,
         "partial_unexpected_list": values,
         "partial_unexpected_index_list": rows,
