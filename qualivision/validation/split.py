@@ -174,7 +174,10 @@ def _check_sizes(
                 column=what, min_value=least, **about("warning", f"few-{what}", small, what)
             )
         )
-    frame = pd.DataFrame([{"split": split, **size} for split, size in sizes.items()])
+    # A table without any prompt has been named for that already.
+    frame = pd.DataFrame(
+        [{"split": split, **size, "prompts": size["prompts"] or float("nan")} for split, size in sizes.items()]
+    )
     findings = suites.check(
         "split-sizes",
         frame,

@@ -115,6 +115,7 @@ class Suites:
 
     def _keep(self, result: ExpectationSuiteValidationResult, batch: str, suite: str, index: str) -> None:
         """Store a result for the Data Docs, cut to what a page can show."""
+        from great_expectations.core.id_dict import BatchSpec
         from great_expectations.core.run_identifier import RunIdentifier
         from great_expectations.data_context.types.resource_identifiers import (
             ExpectationSuiteIdentifier,
@@ -123,7 +124,7 @@ class Suites:
 
         run = RunIdentifier(run_name="validate")
         result.meta["run_id"] = run
-        result.meta["batch_spec"] = {"data_asset_name": suite}  # or the page calls the table "None"
+        result.meta["batch_spec"] = BatchSpec(data_asset_name=suite)  # or the page calls the table "None"
         for one in result.results:
             one.result = _presentable(one.result, index)
         key = ValidationResultIdentifier(ExpectationSuiteIdentifier(suite), run, batch)
@@ -134,7 +135,7 @@ def _outcome(result: Any, index: str) -> Outcome:
     meta = result.expectation_config.meta
     check = meta["attributes"]["check"]
     unexpected = result.result.get("unexpected_index_list")
-    if unexpected is None and result.expectation_config.type.startswith("expect_column_value"):
+    if not unexpected and result.expectation_config.type.startswith("expect_column_value"):
         raise RuntimeError(f"rule {check} could not be evaluated: {result.exception_info}")
     rows = tuple(row[index] for row in unexpected or ())
     return Outcome(meta["attributes"]["severity"], check, meta["message"], meta["column"], rows)
