@@ -60,13 +60,18 @@ def sample_data(
 @app.command()
 def validate(
     data: Annotated[Path, typer.Option(help="The data folder.")] = Path("data"),
-    report: Annotated[Path, typer.Option(help="Where validation.json and validation.html go.")] = Path("reports"),
+    report: Annotated[
+        Path, typer.Option(help="Where validation.json, validation.html and the folder data-docs go.")
+    ] = Path("reports"),
+    docs: Annotated[bool, typer.Option("--docs", help="Open Great Expectations' Data Docs in a browser.")] = False,
 ) -> None:
     """Check label tables and videos; exit 1 when there is an error, so that nothing is trained on it."""
     from qualivision.stages import validate as stage
 
     found = stage.run(data, report)
     say(found.as_text())
+    if docs:
+        say(f"validate: {stage.open_docs(report)}")
     if not found.ok:
         raise typer.Exit(1)
 

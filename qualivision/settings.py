@@ -163,13 +163,16 @@ NETWORKS: dict[str, type[NetworkSettings]] = {"lite": NetworkSettings, "dover": 
 
 
 class ValidateSettings(Section):
-    """Bounds that a data set has to keep. A clip or a prompt outside them stops the line."""
+    """Bounds that a data set has to keep. What is outside stops the line; outside the last three it is a warning."""
 
     min_frames: int = Field(ge=1)
     min_side_px: int = Field(ge=1)
     max_side_px: int = Field(ge=1)
     max_seconds: float = Field(gt=0.0)
     max_prompt_characters: int = Field(ge=1)
+    short_prompt_characters: int = Field(default=1, ge=1, description="a prompt with fewer is called short")
+    small_split_prompts: int = Field(default=1, ge=1, description="a split with fewer is called small")
+    small_split_clips: int = Field(default=1, ge=1, description="a split with fewer is called small")
 
 
 class EvaluateSettings(Section):

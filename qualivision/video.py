@@ -307,15 +307,16 @@ def _constancy(frames: Iterator[Any]) -> tuple[Any, Literal["", "same picture", 
     if first is None:
         raise _Damaged("has a video stream, but no frame in it can be decoded")
     reference = _thumbnail(first)
-    same, flat = True, _is_flat(reference)
+    same, flat, more = True, _is_flat(reference), False
     for frame in frames:
+        more = True
         if not (same or flat):
             break
         small = _thumbnail(frame)
         same = same and bool(np.abs(small - reference).max() <= _SAME_LEVELS)
         flat = flat and _is_flat(small)
     else:
-        return first, "one colour" if flat else "same picture"
+        return first, "one colour" if flat else "same picture" if more else ""
     return first, ""
 
 

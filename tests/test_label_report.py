@@ -86,7 +86,7 @@ def test_a_table_without_generators_says_so():
 
 
 @pytest.mark.parametrize(
-    ("values", "steps"), [([1, 2, 5], 1), ([1, 2.333, 4.667], 3), ([1, 2.25], 4), ([1.01, 3], None)]
+    ("values", "steps"), [([1, 2, 5], 1), ([1, 2.33, 4.667], 3), ([1, 2.25], 4), ([1.01, 3], None)]
 )
 def test_the_number_of_raters_shows_in_the_steps(values, steps):
     assert granularity(np.array(values)[:, None]) == steps

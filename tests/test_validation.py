@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,11 +17,17 @@ import av
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ks_2samp
 
 from qualivision.labels import MOS_COLUMNS, NO_MOS, SPLITS, labels_path, read_labels, videos_dir
 from qualivision.settings import ValidateSettings
-from qualivision.validation import Finding, ValidationReport, validate, videos, write_report
+from qualivision.validation import Finding, ValidationReport, steps, text, validate, videos, write_report
+from qualivision.validation.clips import check_clips
 from qualivision.validation.report import shown
+from qualivision.validation.split import check_split, differences
+from qualivision.validation.suites import Suites
+from qualivision.validation.tables import Table
+from qualivision.video import VideoInfo
 
 BOUNDS = ValidateSettings(min_frames=2, min_side_px=64, max_side_px=128, max_seconds=1.0, max_prompt_characters=40)
 HEADER = ["video_name", "Prompt", *MOS_COLUMNS]
@@ -35,6 +42,7 @@ def make_clip(path: Path, *, frames: int = 4, side: int = 64, rate: int = 8) -> 
         stream.width = stream.height = side
         for grey in range(frames):
             picture = np.full((side, side, 3), grey * 20, np.uint8)
+            picture[: side // 2] += 40  # not a single colour
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return path
@@ -72,7 +80,7 @@ class DataSet:
                 csv.writer(file).writerows(rows)
 
     def check(self, **options: object) -> ValidationReport:
-        return validate(self.root, BOUNDS, **options)  # type: ignore[arg-type]
+        return validate(self.root, **{"bounds": BOUNDS, **options})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -92,13 +100,17 @@ def data(tmp_path: Path, clips: dict[str, Path]) -> DataSet:
     return whole
 
 
+def faults(report: ValidationReport) -> tuple[Finding, ...]:
+    return report.errors + report.warnings
+
+
 def brief(report: ValidationReport) -> list[tuple[str, str, int | None, str]]:
-    return [(found.check, found.file, found.row, found.value) for found in report.findings]
+    return [(found.check, found.file, found.row, found.value) for found in faults(report)]
 
 
 def test_a_good_data_set_passes_and_can_be_read(data: DataSet) -> None:
     report = data.check()
-    assert report.findings == ()
+    assert faults(report) == ()
     assert report.ok
     assert report.counts == {split: {"rows": 3, "videos": 3} for split in SPLITS}
     for split in SPLITS:
@@ -108,7 +120,7 @@ def test_a_good_data_set_passes_and_can_be_read(data: DataSet) -> None:
 def test_a_test_table_may_lack_all_mos_columns_but_not_some(data: DataSet) -> None:
     data.rows["test"] = [row[:2] for row in data.rows["test"]]
     data.write()
-    assert data.check().findings == ()
+    assert faults(data.check()) == ()
     data.rows["test"] = [[*row, "4"] for row in data.rows["test"]]
     data.rows["test"][0][-1] = "Overall_MOS"
     data.write()
@@ -120,7 +132,7 @@ def test_more_columns_a_byte_order_mark_and_blank_lines_are_fine(data: DataSet) 
     data.write()
     text = data.table("train").read_text(encoding="utf-8")
     data.table("train").write_text(text + "\n   \n", encoding="utf-8-sig")
-    assert data.check().findings == ()
+    assert faults(data.check()) == ()
     assert len(read_labels(data.table("train"))) == 3
 
 
@@ -182,7 +194,7 @@ def test_good_cells_that_look_odd_are_fine_and_read_as_numbers(data: DataSet) ->
     data.rows["train"][1][2:] = [" 3", "+3", "1e0", "5.", "05"]
     data.rows["train"][2][1] = 'a "quoted", très long\tprompt'
     data.write()
-    assert data.check().findings == ()
+    assert faults(data.check()) == ()
     assert list(read_labels(data.table("train"))[list(MOS_COLUMNS)].iloc[0]) == [3, 3, 1, 5, 5]
 
 
@@ -250,7 +262,7 @@ def test_a_prompt_in_two_splits_names_files_and_lines(data: DataSet) -> None:
     data.rows["train"][3][1] = "Straße am Meer"
     data.rows["test"][2][1] = "  STRASSE am  meer "
     data.write()
-    (found,) = data.check().findings
+    (found,) = data.check().errors
     assert (found.check, found.file, found.row) == ("prompt-in-two-splits", TEST, 3)
     assert found.value == "  STRASSE am  meer "
     assert f"{TRAIN} (lines 2, 4) and {TEST} (line 3)" in found.message
@@ -281,11 +293,11 @@ def test_unreadable_videos_are_found_each_with_its_cause(data: DataSet) -> None:
     data.video("val", "A_val1.mp4").unlink()
     data.video("val", "A_val1.mp4").symlink_to("nowhere.mp4")
     report = data.check()
-    assert [(found.check, found.file, found.severity) for found in report.findings] == [
+    assert [(found.check, found.file, found.severity) for found in faults(report)] == [
         ("unreadable-video", f"data/{split}/videos/A_{split}{number}.mp4", "error")
         for split, number in [("train", 0), ("train", 1), ("train", 2), ("val", 0), ("val", 1)]
     ]
-    empty, broken, again, cut, gone = (found.value for found in report.findings)
+    empty, broken, again, cut, gone = (found.value for found in report.errors)
     assert empty == "is empty (0 bytes)"
     assert "moov atom not found" in broken
     assert again == broken  # PyAV drops a reason that it just gave
@@ -384,7 +396,7 @@ def test_lines_in_another_encoding_are_found_and_the_others_are_still_checked(da
     lines[3] = lines[3].removesuffix(b"3") + b"8"
     data.table("train").write_bytes(b"\n".join(lines))
     report = data.check()
-    assert [(found.check, found.row) for found in report.findings] == [("mos-range", 4), ("not-utf8", 3)]
+    assert [(found.check, found.row) for found in faults(report)] == [("mos-range", 4), ("not-utf8", 3)]
     assert r"Stra\xdfe" in report.findings[1].value
 
 
@@ -419,7 +431,7 @@ def test_all_faults_together_are_in_one_report(data: DataSet) -> None:
     spoil(data)
     report = data.check()
     assert [found[: len(wanted)] for found, wanted in zip(brief(report), ALL_FAULTS, strict=True)] == ALL_FAULTS
-    assert [found.severity for found in report.findings] == ["error"] * 7 + ["warning"] * 2
+    assert [found.severity for found in faults(report)] == ["error"] * 7 + ["warning"] * 2
     assert all(found.message.endswith(".") for found in report.findings)
 
 
@@ -440,6 +452,11 @@ def test_a_second_run_writes_the_same_bytes_wherever_the_data_lies(
     written = json.loads((tmp_path / "first" / "validation.json").read_text(encoding="utf-8"))
     assert (written["ok"], written["errors"], written["warnings"]) == (False, 7, 2)
     assert written["counts"]["train"] == {"rows": 4, "videos": 4}
+    assert written["infos"] == sum(found["severity"] == "info" for found in written["findings"])
+    assert written["tables"]["train"]["expectations"]["evaluated"] > written["tables"]["train"]["expectations"]["held"]
+    assert written["videos"]["expectations"] == {"evaluated": 7, "held": 6}
+    assert written["videos"]["frames"] == {"min": 4, "median": 4.0, "max": 4}
+    assert written["split"]["expectations"]["split-prompts"] == {"evaluated": 1, "held": 0}
     assert {"severity", "check", "file", "row", "value", "message"} == set(written["findings"][0])
 
 
@@ -470,10 +487,194 @@ def test_the_text_for_people_is_cut_and_fit_for_a_terminal() -> None:
     assert shown("x" * 200, 5) == "xxxx…"
 
 
-def test_errors_come_before_warnings() -> None:
+def test_errors_come_first_and_infos_last() -> None:
+    info = Finding("info", "a-first", TRAIN, None, "", "")
     warning = Finding("warning", "a-first", TRAIN, None, "", "")
     error = Finding("error", "z-last", TRAIN, None, "", "")
-    assert ValidationReport((warning, error), {}).findings == (error, warning)
+    report = ValidationReport((info, warning, error), {})
+    assert report.findings == (error, warning, info)
+    assert report.summary == "1 error, 1 warning, 1 info"
+    assert "INFO a-first (1)" in report.as_text()
+    assert ValidationReport((info,), {}).ok
+
+
+ODD_PROMPTS = [
+    ("a bell \x07 rings", "prompt-control-character"),
+    ("a \x9d comes through", "prompt-control-character"),
+    ("a lost \ufffd letter", "prompt-replacement-character"),
+    ("CafÃ© am Meer", "prompt-mojibake"),
+    ("the catâ€™s eyes", "prompt-mojibake"),
+    ("cafe\u0301 by the sea", "prompt-not-nfc"),
+    (" a blank before", "prompt-blanks"),
+    ("a blank after\u00a0", "prompt-blanks"),
+    ("xy", "prompt-short"),
+]
+
+
+def test_odd_prompts_are_warnings_with_line_and_text(data: DataSet) -> None:
+    for number, (prompt, _) in enumerate(ODD_PROMPTS):
+        shutil.copy(data.clips["good"], data.video("train", f"B_{number}.mp4"))
+        data.rows["train"].append([f"B_{number}.mp4", prompt, *"12345"])
+    data.write()
+    report = data.check(bounds=BOUNDS.model_copy(update={"short_prompt_characters": 3}))
+    assert report.ok
+    expected = [(check, TRAIN, 5 + number, prompt) for number, (prompt, check) in enumerate(ODD_PROMPTS)]
+    assert brief(report) == sorted(expected)
+    meant = {found.row: found.message for found in report.warnings}
+    assert meant[8].endswith("'Café am Meer'.")
+    assert meant[9].endswith("'the cat’s eyes'.")
+
+
+@pytest.mark.parametrize(
+    "good", ["", "Café am Meer", "«CAFÉ»", "Ã is a letter", "日本の猫", "naïve, 50 °C", "a\tb\u2028c"]
+)
+def test_good_text_is_no_mojibake_and_holds_no_control_character(good: str) -> None:
+    assert text.meant(good) is None
+    assert re.search(text.CONTROL, good) is None
+
+
+@pytest.mark.parametrize("whole", ["Café", "“quoted” – dash", "猫が走る", "🐈 runs", "Ürümqi ÀÉ", "à la carte"])
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_utf8_read_in_another_encoding_is_read_back(whole: str, encoding: str) -> None:
+    raw = whole.encode("utf-8")
+    # Browsers and editors take the bytes that Windows-1252 leaves open for the control characters of Latin-1.
+    wrong = "".join(bytes([byte]).decode(encoding, "ignore") or chr(byte) for byte in raw)
+    assert text.meant(wrong) == whole
+
+
+@pytest.mark.parametrize(
+    ("cells", "step"),
+    [
+        (["1", "5", "3"], 1),
+        (["1.5", "3"], 2),
+        (["2.333", "2.667", "4"], 3),
+        (["2.3333333333333335", "1"], 3),
+        (["2.25", "2.5"], 4),
+        (["2.25", "2.333"], None),  # a twelfth
+        (["2.34"], None),
+        (["3.6", "2.4"], 5),
+    ],
+)
+def test_the_step_of_mos_is_found_as_they_are_written(cells: list[str], step: int | None) -> None:
+    mos = np.array([[float(cell)] for cell in cells])
+    assert steps.step(mos, [steps.decimals(cells)]) == step
+
+
+def test_the_step_of_mos_and_rows_off_thirds_are_infos(data: DataSet) -> None:
+    data.rows["val"][2][3] = "2.5"
+    data.write()
+    report = data.check()
+    found = {one.file: (one.value, one.message) for one in report.infos if one.check == "mos-step"}
+    assert found[TRAIN][0] == "1/3"
+    assert found[VAL][0] == "1/6"
+    assert "1 of 3 rows" in found[VAL][1]
+    assert report.facts["tables"]["val"]["mos_step"] == "1/6"
+    assert report.facts["tables"]["val"]["rows_not_in_thirds"] == 1
+    assert report.ok
+
+
+def test_small_splits_are_warnings_and_shares_are_an_info(data: DataSet) -> None:
+    data.rows["val"][2][1] = data.rows["val"][1][1]
+    data.write()
+    report = data.check(bounds=BOUNDS.model_copy(update={"small_split_prompts": 3, "small_split_clips": 4}))
+    assert brief(report) == [
+        *(("few-clips", file, None, "3 clips") for file in (TEST, TRAIN, VAL)),
+        ("few-prompts", VAL, None, "2 prompts"),
+    ]
+    (shares,) = (found for found in report.infos if found.check == "split-shares")
+    assert (shares.file, shares.value) == ("data", "train 33 %, val 33 %, test 33 %")
+    assert report.facts["split"]["sizes"]["val"] == {"clips": 3, "prompts": 2}
+
+
+def labels(split: str, prompts: int, clips: int, mean: float) -> Table:
+    """A table whose prompts lie about `mean`, and whose clips of one prompt are all alike."""
+    spread = np.linspace(-0.9, 0.9, prompts)
+    rows = {
+        2 + prompt * clips + clip: {
+            "video_name": f"{prompt}_{clip}.mp4",
+            "Prompt": f"{split} {prompt}",
+            **dict.fromkeys(MOS_COLUMNS, f"{mean + spread[prompt]:.3f}"),
+        }
+        for prompt in range(prompts)
+        for clip in range(clips)
+    }
+    return Table(split, f"data/{split}.csv", ("video_name", "Prompt", *MOS_COLUMNS), rows)
+
+
+def test_drift_is_tested_on_prompts_and_not_on_clips() -> None:
+    (one,) = (
+        d for d in differences([labels("train", 8, 50, 2.5), labels("val", 8, 50, 3.5)]) if d.dimension == "Overall"
+    )
+    assert one.prompts == (8, 8)
+    assert one.statistic == pytest.approx(ks_2samp(np.linspace(1.6, 3.4, 8), np.linspace(2.6, 4.4, 8)).statistic)
+    assert not one.significant  # 400 clips a split would be
+
+
+def test_drift_of_labels_is_a_warning_with_its_numbers() -> None:
+    tables = [labels("train", 60, 2, 2.5), labels("val", 60, 2, 2.5), labels("test", 60, 2, 3.5)]
+    found, facts = check_split(Suites(), tables, BOUNDS)
+    drift = [one for one in found if one.check == "label-drift"]
+    assert [(one.severity, one.file) for one in drift] == [("warning", "data/test.csv")] * 10
+    assert {one.value for one in drift if "Overall" in one.value} == {
+        "Overall, train and test",
+        "Overall, val and test",
+    }
+    assert "clips of one prompt are not independent" in drift[0].message
+    assert len(facts["drift"]) == 15
+    same = facts["drift"][0]
+    assert (same["splits"], same["statistic"], same["p_corrected"]) == (["train", "val"], 0.0, 1.0)
+    assert facts["expectations"]["split-drift"] == {"evaluated": 1, "held": 0}
+
+
+def info_of(**changes: object) -> VideoInfo:
+    whole: dict[str, object] = {
+        "codec": "h264",
+        "frames": 16,
+        "width": 64,
+        "height": 64,
+        "fps": 16.0,
+        "container": "mov,mp4,m4a,3gp,3g2,mj2",
+        "pixels": "yuv420p",
+        "constant": "",
+    }
+    return VideoInfo(**(whole | changes))  # type: ignore[arg-type]
+
+
+def test_what_videos_are_encoded_in_is_counted_and_constant_ones_are_warnings() -> None:
+    infos = {
+        "a.mp4": info_of(),
+        "b.mp4": info_of(frames=8),
+        "c.mp4": info_of(codec="mpeg4", constant="one colour"),
+        "d.webm": info_of(codec="vp9", container="matroska,webm", width=128, constant="same picture"),
+        "e.mkv": "is empty (0 bytes)",
+    }
+    clips = [videos.Clip(Path(name), f"data/{name}", None, "error") for name in infos]
+    answers = {Path(name): info for name, info in infos.items()}
+    report = ValidationReport(*(check_clips(Suites(), clips, answers, BOUNDS, "data")[0], {}))
+    assert brief(report) == [
+        ("unreadable-video", "data/e.mkv", None, "is empty (0 bytes)"),
+        ("constant-video", "data/c.mp4", None, "one colour"),
+        ("constant-video", "data/d.webm", None, "same picture"),
+    ]
+    assert [(found.value, found.message) for found in report.infos] == [
+        ("mp4, h264, yuv420p", "2 videos; browsers play it."),
+        ("mp4, mpeg4, yuv420p", "1 video; not every browser plays it; the pipeline does."),
+        ("webm, vp9, yuv420p", "1 video; browsers play it."),
+    ]
+    _, facts = check_clips(Suites(), clips, answers, BOUNDS, "data")
+    assert (facts["count"], facts["unreadable"]) == (5, 1)
+    assert facts["containers"] == {"mp4": 3, "webm": 1}
+    assert facts["codecs"] == {"h264": 2, "mpeg4": 1, "vp9": 1}
+    assert facts["sizes"] == {"128x64": 1, "64x64": 3}
+    assert facts["constant"] == {"one colour": 1, "same picture": 1}
+    assert facts["frames"] == {"min": 8, "median": 16.0, "max": 16}
+    assert facts["seconds"] == {"min": 0.5, "median": 1.0, "max": 1.0}
+
+
+def test_tables_without_prompts_are_still_held_against_each_other(data: DataSet) -> None:
+    data.rows = {split: [[row[0], *row[2:]] for row in rows] for split, rows in data.rows.items()}
+    data.write()
+    assert brief(data.check()) == [("missing-column", file, 1, "Prompt") for file in (TEST, TRAIN, VAL)]
 
 
 def crowd(data: DataSet) -> None:

@@ -1,6 +1,6 @@
 """The report as one static page that fetches nothing: no script, no font, no style sheet.
 
-Owns how it looks. Great Expectations' own Data Docs load their style from public servers.
+Owns how it looks. It says what is wrong; the Data Docs that it links to (`docs.py`) say all that was expected.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from qualivision.validation.report import counted, shown
+from qualivision.validation.report import DATA_DOCS, counted, shown
 
 if TYPE_CHECKING:
     from qualivision.validation.report import Finding, ValidationReport
@@ -20,11 +20,13 @@ VALUE_CHARACTERS = 300
 _STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1c2430; --soft: #5d6878;
   --line: #e2e6ec; --error: #b3261e; --error-bg: #fdeceb; --warning: #8a5a00; --warning-bg: #fff4dc;
+  --info: #23538f; --info-bg: #e6eefa; --link: #1a56b0;
   --fine: #1a6b3c; --fine-bg: #e5f5eb; }
 @media (prefers-color-scheme: dark) { :root { --page: #14181e; --card: #1c222b; --ink: #e6eaf0;
   --soft: #9aa6b6; --line: #303947; --error: #ff9d94; --error-bg: #3d1f1d; --warning: #f2c265;
-  --warning-bg: #38301a; --fine: #7fd6a3; --fine-bg: #1a3325; } }
+  --warning-bg: #38301a; --info: #9cc3ff; --info-bg: #1d2b40; --link: #8ab8ff; --fine: #7fd6a3; --fine-bg: #1a3325; } }
 * { box-sizing: border-box; }
+a { color: var(--link); }
 body { margin: 0; padding: 2.5rem 1.25rem; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
 main { max-width: 64rem; margin: 0 auto; }
@@ -34,6 +36,7 @@ h2 { margin: 0; font: 600 1rem/1.4 ui-monospace, "SF Mono", Menlo, Consolas, "De
   font-weight: 600; }
 .error { color: var(--error); background: var(--error-bg); }
 .warning { color: var(--warning); background: var(--warning-bg); }
+.info { color: var(--info); background: var(--info-bg); }
 .fine { color: var(--fine); background: var(--fine-bg); }
 section { margin-top: 1.5rem; border: 1px solid var(--line); border-radius: .6rem; background: var(--card);
   overflow-x: auto; }
@@ -57,8 +60,13 @@ p.more { margin: 0; padding: .6rem 1rem; border-top: 1px solid var(--line); colo
 """.strip()
 
 
-def as_html(report: ValidationReport) -> str:
-    """The page. Everything that comes from the data is escaped."""
+_DOCS_LINK = (
+    f'<p><a href="{DATA_DOCS}">Every expectation, and what was observed</a> (Great Expectations\' Data Docs)</p>'
+)
+
+
+def as_html(report: ValidationReport, *, docs: bool = False) -> str:
+    """The page, with a link to the Data Docs if there are any. Everything that comes from the data is escaped."""
     verdict = "fit to learn from" if report.ok else "not fit to learn from"
     sections = "\n".join(_section(severity, check, found) for severity, check, found in report.by_check())
     return f"""<!doctype html>
@@ -76,6 +84,7 @@ def as_html(report: ValidationReport) -> str:
 <main>
 <h1>The data set is {verdict}</h1>
 {_badges(report)}
+{_DOCS_LINK if docs else ""}
 {_counts(report)}
 {sections}
 </main>
@@ -87,7 +96,9 @@ def as_html(report: ValidationReport) -> str:
 def _badges(report: ValidationReport) -> str:
     errors = f'<span class="badge {"fine" if report.ok else "error"}">{counted(len(report.errors), "error")}</span>'
     kind = "warning" if report.warnings else "fine"
-    return f'<p>{errors} <span class="badge {kind}">{counted(len(report.warnings), "warning")}</span></p>'
+    warnings = f'<span class="badge {kind}">{counted(len(report.warnings), "warning")}</span>'
+    infos = f' <span class="badge info">{counted(len(report.infos), "info")}</span>' if report.infos else ""
+    return f"<p>{errors} {warnings}{infos}</p>"
 
 
 def _counts(report: ValidationReport) -> str:
@@ -105,10 +116,8 @@ def _section(severity: str, check: str, found: list[Finding]) -> str:
     more = len(found) - ROWS_SHOWN
     rest = f'\n<p class="more">And {more} more like it, in validation.json.</p>' if more > 0 else ""
     badge = f'<span class="badge {severity}">{counted(len(found), severity)}</span>'
-    head = (
-        '<tr><th class="file">File</th><th class="number">Line</th><th class="value">Value</th>'
-        "<th>What is wrong</th></tr>"
-    )
+    said = "What it means" if severity == "info" else "What is wrong"
+    head = f'<tr><th class="file">File</th><th class="number">Line</th><th class="value">Value</th><th>{said}</th></tr>'
     return (
         f'<section>\n<header class="check"><h2>{escape(check)}</h2>{badge}</header>\n'
         f'<table class="findings">\n{head}\n{rows}\n</table>{rest}\n</section>'

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-Severity = Literal["error", "warning"]
+Severity = Literal["error", "warning", "info"]
+SEVERITIES: Final[tuple[Severity, ...]] = ("error", "warning", "info")
+"""Worst first. An error stops the line, a warning is odd and stops nothing, an info is a fact worth knowing."""
 
+DATA_DOCS: Final = "data-docs/index.html"
+"""Where Great Expectations' pages lie, seen from the report."""
 SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, and where."""
+    """One thing that was found, and where."""
 
     severity: Severity
     check: str
@@ -43,8 +47,8 @@ class Finding:
         return self.file if self.row is None else f"{self.file}:{self.row}"
 
     @property
-    def _order(self) -> tuple[str, str, str, int, str, str]:
-        return self.severity, self.check, self.file, self.row or 0, self.value, self.message
+    def _order(self) -> tuple[int, str, str, int, str, str]:
+        return SEVERITIES.index(self.severity), self.check, self.file, self.row or 0, self.value, self.message
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class ValidationReport:
     findings: tuple[Finding, ...]
     counts: Mapping[str, Mapping[str, int]]
     """`rows` and `videos` of each split."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What was counted of `tables`, `split` and `videos`, and how many expectations held; as JSON has it."""
 
     def __post_init__(self) -> None:
         # Sorted here, so that nobody downstream depends on the order in which processes answered.
@@ -70,17 +76,23 @@ class ValidationReport:
         return tuple(found for found in self.findings if found.severity == "warning")
 
     @property
+    def infos(self) -> tuple[Finding, ...]:
+        """What is worth knowing, and nothing is wrong with."""
+        return tuple(found for found in self.findings if found.severity == "info")
+
+    @property
     def ok(self) -> bool:
         """Whether the data set can be learned from."""
         return not self.errors
 
     @property
     def summary(self) -> str:
-        """One line: how much was wrong."""
-        return f"{counted(len(self.errors), 'error')}, {counted(len(self.warnings), 'warning')}"
+        """One line: how much was found."""
+        infos = f", {counted(len(self.infos), 'info')}" if self.infos else ""
+        return f"{counted(len(self.errors), 'error')}, {counted(len(self.warnings), 'warning')}{infos}"
 
     def by_check(self) -> Iterator[tuple[Severity, str, list[Finding]]]:
-        """The findings of each check, the errors first."""
+        """The findings of each check, the errors first, the infos last."""
         for (severity, check), found in groupby(self.findings, key=lambda one: (one.severity, one.check)):
             yield severity, check, list(found)
 
@@ -91,6 +103,8 @@ class ValidationReport:
             "errors": len(self.errors),
             "warnings": len(self.warnings),
             "counts": {split: dict(self.counts[split]) for split in self.counts},
+            "infos": len(self.infos),
+            **self.facts,
             "findings": [asdict(found) for found in self.findings],
         }
         return json.dumps(whole, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -118,12 +132,15 @@ def shown(text: str, characters: int = SHOWN_CHARACTERS) -> str:
 
 
 def write_report(report: ValidationReport, folder: Path) -> None:
-    """Write `validation.json` and `validation.html`; each appears whole or not at all."""
+    """Write `validation.json` and `validation.html`; each appears whole or not at all.
+
+    The page links to the Data Docs where they lie beside it.
+    """
     from qualivision.validation.page import as_html
 
     folder.mkdir(parents=True, exist_ok=True)
     _write_atomically(folder / "validation.json", report.to_json())
-    _write_atomically(folder / "validation.html", as_html(report))
+    _write_atomically(folder / "validation.html", as_html(report, docs=(folder / DATA_DOCS).is_file()))
 
 
 def _write_atomically(path: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """The videos of a data set: a file for each row, a row for each file, and every file opened.
 
-Owns the rules for video files and the processes that open them. `video.probe` says what is wrong with one.
+Owns the processes that open them. `video.probe` says what is wrong with one, and `clips.py` what the others have to
+keep to.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from qualivision.video import VideoError, VideoInfo, decoding_guard, probe
 from qualivision.workers import in_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    from qualivision.settings import DecodeSettings, ValidateSettings
+    from qualivision.settings import DecodeSettings
     from qualivision.validation.report import Severity
 
     Progress = Callable[[int, int], None]
@@ -79,24 +80,24 @@ def match_videos(folder: Path, table: Table | None, data: Path) -> tuple[list[Cl
     return clips, findings
 
 
-def check_videos(
-    clips: list[Clip],
-    bounds: ValidateSettings,
-    limits: DecodeSettings,
-    *,
-    workers: int | None = None,
-    progress: Progress | None = None,
-) -> list[Finding]:
-    """Open every video and hold it against the bounds. For `workers` and `progress` see `validate`."""
-    answers = _probe_each([clip.path for clip in clips], limits, workers, progress or (lambda done, total: None))
-    findings: list[Finding] = []
-    for clip in clips:
-        answer = answers[clip.path]
-        faults = _unreadable(answer) if isinstance(answer, str) else _out_of_bounds(answer, bounds)
-        row = f" It is named in {clip.row}." if clip.row else ""
-        for check, value, message in faults:
-            findings.append(Finding(clip.severity, check, clip.file, None, value, message + row))
-    return findings
+def probe_videos(
+    clips: list[Clip], limits: DecodeSettings, *, workers: int | None = None, progress: Progress | None = None
+) -> dict[Path, Answer]:
+    """Open every video; one that takes its process with it is told, too. For the arguments see `validate`."""
+    report = progress or (lambda done, total: None)
+    paths = [clip.path for clip in clips]
+    guard = decoding_guard(limits)
+    answers: dict[Path, Answer] = {}
+    try:
+        for path, answer in in_processes(_probe, [(path,) for path in paths], workers=workers, guard=guard):
+            answers[path] = answer
+            report(len(answers), len(paths))
+    except (VideoError, ExceptionGroup) as group:
+        for err in leaves(group):
+            if not isinstance(err, VideoError):
+                raise
+            answers[err.path] = err.cause
+    return answers
 
 
 def _without_video(table_file: str, line: int, name: str, folder: Path, data: Path) -> Finding:
@@ -112,42 +113,6 @@ def _without_row(file: str, name: str) -> Finding:
 def _stray(file: str, name: str) -> Finding:
     message = "This is no video by its ending, so nothing reads it: keep it outside the videos folder."
     return Finding("warning", "stray-file", file, None, name, message)
-
-
-def _unreadable(cause: str) -> Iterator[tuple[str, str, str]]:
-    yield "unreadable-video", cause, "The video can't be used: replace the file, or remove it and its row."
-
-
-def _out_of_bounds(info: VideoInfo, bounds: ValidateSettings) -> Iterator[tuple[str, str, str]]:
-    """(check, value, message) of each bound that a video breaks."""
-    way_out = "replace the video, or change the bound in params.yaml"
-    size = f"{info.width}x{info.height}"
-    if info.frames < bounds.min_frames:
-        few = f"The video has fewer than {bounds.min_frames} frames (min_frames): {way_out}."
-        yield "too-few-frames", f"{info.frames} frames", few
-    if min(info.width, info.height) < bounds.min_side_px:
-        yield "frame-size", size, f"A side is below {bounds.min_side_px} pixels (min_side_px): {way_out}."
-    if max(info.width, info.height) > bounds.max_side_px:
-        yield "frame-size", size, f"A side is above {bounds.max_side_px} pixels (max_side_px): {way_out}."
-    if info.seconds > bounds.max_seconds:
-        long = f"The video is longer than {bounds.max_seconds:g} seconds (max_seconds): {way_out}."
-        yield "too-long", f"{info.seconds:.1f} seconds", long
-
-
-def _probe_each(paths: list[Path], limits: DecodeSettings, workers: int | None, report: Progress) -> dict[Path, Answer]:
-    """What each video's container says; a video that takes its process with it is told, too."""
-    guard = decoding_guard(limits)
-    answers: dict[Path, Answer] = {}
-    try:
-        for path, answer in in_processes(_probe, [(path,) for path in paths], workers=workers, guard=guard):
-            answers[path] = answer
-            report(len(answers), len(paths))
-    except (VideoError, ExceptionGroup) as group:
-        for err in leaves(group):
-            if not isinstance(err, VideoError):
-                raise
-            answers[err.path] = err.cause
-    return answers
 
 
 def _probe(path: Path) -> tuple[Path, Answer]:
