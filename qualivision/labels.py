@@ -13,6 +13,7 @@ the latent truth where it is known (`Overall_truth`), and what the prompt asks f
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -112,6 +113,11 @@ def has_mos(table: pd.DataFrame) -> bool:
 def generator_of(video_name: str) -> str:
     """The generator of a clip: what stands before the first underscore of its name (TaobaoVD-GC: A to E)."""
     return video_name.split("_", 1)[0] if "_" in video_name else ""
+
+
+def prompt_key(prompt: str) -> str:
+    """What makes two prompts the same one, for everything that keeps a prompt in one split: neither case nor blanks."""
+    return " ".join(unicodedata.normalize("NFC", prompt).split()).casefold()
 
 
 def graded_alignment(asks: Mapping[str, str], shows: Mapping[str, str]) -> float:

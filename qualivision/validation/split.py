@@ -6,14 +6,13 @@ per dimension and pair of splits.
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from qualivision.labels import DIMENSIONS, SPLITS
+from qualivision.labels import DIMENSIONS, SPLITS, prompt_key
 from qualivision.validation.report import Finding, counted
 from qualivision.validation.rules import mos_of
 from qualivision.validation.suites import about
@@ -107,7 +106,7 @@ def _prompt_means(table: Table) -> NDArray[np.float64]:
     row_of = {line: row for row, line in enumerate(table.rows)}
     clips_of: dict[str, list[int]] = {}
     for line, prompt in table.texts("Prompt").items():
-        clips_of.setdefault(_key(prompt), []).append(row_of[line])
+        clips_of.setdefault(prompt_key(prompt), []).append(row_of[line])
     means = np.full((len(clips_of), len(DIMENSIONS)), np.nan)
     for row, clips in enumerate(clips_of.values()):
         rated = ~np.isnan(mos[clips])
@@ -115,11 +114,6 @@ def _prompt_means(table: Table) -> NDArray[np.float64]:
         sums = np.where(rated, mos[clips], 0.0).sum(axis=0)
         means[row, counts > 0] = sums[counts > 0] / counts[counts > 0]
     return means
-
-
-def _key(prompt: str) -> str:
-    """What makes two prompts one: not case, blanks, or how an accent is written."""
-    return " ".join(unicodedata.normalize("NFC", prompt).split()).casefold()
 
 
 def _check_leaks(suites: Suites, tables: list[Table]) -> list[Finding]:
@@ -130,7 +124,7 @@ def _check_leaks(suites: Suites, tables: list[Table]) -> list[Finding]:
     places: dict[str, dict[str, list[int]]] = {}
     for table in tables:
         for line, prompt in table.texts("Prompt").items():
-            places.setdefault(_key(prompt), {}).setdefault(table.file, []).append(line)
+            places.setdefault(prompt_key(prompt), {}).setdefault(table.file, []).append(line)
     table_of = {table.file: table for table in tables}
     rows = []
     for lines_of in places.values():
