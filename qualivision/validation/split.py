@@ -153,7 +153,7 @@ def _check_sizes(
     import pandas as pd
 
     sizes = {
-        table.split: {"clips": table.count, "prompts": len(set(map(_key, table.texts("Prompt").values())))}
+        table.split: {"clips": table.count, "prompts": len(set(map(prompt_key, table.texts("Prompt").values())))}
         for table in tables
     }
     file_of = {table.split: table.file for table in tables}
