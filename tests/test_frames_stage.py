@@ -71,22 +71,25 @@ def test_killed_twenty_times_it_ends_with_the_same_cache(project):
     shutil.rmtree(project / "cache")
     shutil.rmtree(project / "state", ignore_errors=True)
     moment = random.Random(0)
-    seen = []
-    for _ in range(20):
+    entries = project / "cache/frames/lite"
+    kills, before = 0, 0
+    while kills < 20:
         child = subprocess.Popen(COMMAND, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        entries = project / "cache/frames/lite"
-        before = len(list(entries.glob("*.safetensors"))) if entries.exists() else 0
         start = time.monotonic()
         while time.monotonic() - start < 30 and child.poll() is None:  # until it is at work, then a moment longer
-            now = len(list(entries.glob("[!.]*.safetensors"))) if entries.exists() else 0
-            if now > before:
+            if len(list(entries.glob("[!.]*.safetensors"))) > before:
                 break
             time.sleep(0.002)
         time.sleep(moment.random() * 0.02)
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-        seen.append(len(list(entries.glob("[!.]*.safetensors"))))
-    assert seen == sorted(seen)  # nothing that was done is lost
+        child.kill()
+        kills += child.wait() == -signal.SIGKILL
+        there = len(list(entries.glob("[!.]*.safetensors")))
+        assert there >= before  # nothing that was done is lost
+        if child.returncode == 0 or there == CLIPS:  # it was faster than we: from the start again
+            assert content(entries) == expected
+            shutil.rmtree(entries)
+            there = 0
+        before = there
     finished = run()
     assert finished.returncode == 0
     assert content(project / "cache/frames/lite") == expected

@@ -35,6 +35,7 @@ def place(tmp_path_factory):
         patch.setattr(sys, "path", list(sys.path))  # a loaded pyfunc puts its copy of the package first
         patch.setenv("MLFLOW_TRACKING_URI", "")
         patch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
+        patch.setattr(tracking, "STATE", folder / "state")
         mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
         tracking.client()
         yield folder
