@@ -207,7 +207,7 @@ class Cache:
         left = tuple(path for path in stale if path.suffix == _SUFFIX and not path.name.startswith("."))
         gone = stale if entries else [path for path in stale if path not in left]
         for path in gone:
-            path.unlink()
+            path.unlink(missing_ok=True)  # the worker of a killed run may rename or remove its own in its last moment
         return len(gone), () if entries else left
 
 

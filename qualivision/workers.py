@@ -10,11 +10,10 @@ import errno
 import os
 import signal
 import sys
-import time
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -171,11 +170,12 @@ def _settle(memory_bytes: int | None) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
-    """End this worker when its parent is gone: a parent that was killed could not tell it to."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
+def _end_with_parent() -> None:
+    """End this worker as soon as its parent is gone: a parent that was killed could not tell it to."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
