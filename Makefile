@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.installed
+READY_TO_TEST := $(VENV)/.installed-tests
 
 export PATH := $(BIN):$(PATH)
 # DVC's own scratch space would otherwise lie outside the checkout.
@@ -31,6 +32,11 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
+$(READY_TO_TEST): $(READY) requirements-test.lock
+	@echo "== Installing what only tests use"
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.lock
+	@touch $@
+
 data: $(READY)
 	@if [ ! -e data ]; then \
 		echo "== Making the sample data set"; \
@@ -54,7 +60,7 @@ check: $(READY)
 	@echo "== Types"
 	@mypy
 
-test: check
+test: $(READY_TO_TEST) check
 	@echo "== Tests"
 	@pytest
 

@@ -193,7 +193,7 @@ def _log_model(checkpoint: Path, metrics_file: Path) -> Any:
             (served / name).write_bytes((checkpoint / name).read_bytes())
         return mlflow.pyfunc.log_model(
             name="model",
-            python_model=str(package / "serving.py"),
+            python_model=str(package / "serving" / "pyfunc.py"),
             artifacts={_CHECKPOINT_ARTIFACT: str(served), "metrics": str(metrics_file)},
             code_paths=[str(package)],
             signature=signature,

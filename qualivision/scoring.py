@@ -15,8 +15,11 @@ from qualivision.errors import QualiVisionError
 from qualivision.labels import DIMENSIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
+
+    from qualivision.settings import FrameSpec
+    from qualivision.video import Frames
 
 
 class ModelNotFoundError(QualiVisionError, LookupError):
@@ -74,34 +77,59 @@ class Scorer:
         self._encoder = PromptEncoder(self.card.text.encoder, device=str(self._device))
         self._embed = lru_cache(maxsize=4096)(self._embed_one)
 
+    @property
+    def spec(self) -> FrameSpec:
+        """What the model reads of a video."""
+        return self.card.frames
+
     def score(self, video: str | Path, *, prompt: str) -> Scores:
-        """Score one video.
+        """Score one video, decoded in this process: for files that are trusted not to crash a decoder.
 
         Args:
-            video: a file that decord or PyAV can read.
+            video: a file that FFmpeg can read.
             prompt: the text that the video was generated from.
         Raises:
             VideoError: the video can't be read.
             PromptError: the prompt is blank.
         """
+        from qualivision.video import read_frames
+
+        check_prompt(video, prompt)
+        return self.judge([(str(video), prompt, read_frames(Path(video), self.spec))])[0]
+
+    def judge(self, clips: Sequence[tuple[str, str, Frames]]) -> list[Scores]:
+        """Score a batch of clips that are decoded already.
+
+        Args:
+            clips: (name, prompt, frames): frames as `read_frames` gives them for `spec`, (T, H, W, 3) uint8.
+        Returns:
+            Scores of each, in order; the name stands in `Scores.video`.
+        Raises:
+            PromptError: a prompt is blank.
+        """
         import torch
 
         from qualivision.models.quality import ASPECTS, frames_to_input
-        from qualivision.prompts import PromptError
-        from qualivision.video import read_frames
 
-        if not prompt.strip():
-            raise PromptError(f"{video}: the prompt is blank; a score is always against a prompt")
-        frames = frames_to_input(read_frames(Path(video), self.card.frames)).to(self._device)
+        for name, prompt, _ in clips:
+            check_prompt(name, prompt)
+        prompts = [prompt for _, prompt, _ in clips]
+        frames = torch.cat([frames_to_input(shown) for _, _, shown in clips]).to(self._device)
+        text = torch.cat([self._embed(prompt) for prompt in prompts]).to(self._device)
         with torch.inference_mode():
-            found = self._model(frames, self._model.embed([prompt], self._embed(prompt).to(self._device)))
-        return Scores(
-            video=str(video),
-            prompt=prompt,
-            values=dict(zip(DIMENSIONS, found.mos[0].tolist(), strict=True)),
-            aspect_weights=dict(zip(ASPECTS, found.aspect_weights[0].tolist(), strict=True)),
-            model=self.name,
-        )
+            found = self._model(frames, self._model.embed(prompts, text))
+        return [
+            Scores(
+                video=name,
+                prompt=prompt,
+                values=dict(zip(DIMENSIONS, mos, strict=True)),
+                aspect_weights=dict(zip(ASPECTS, weights, strict=True)),
+                model=self.name,
+            )
+            for (name, prompt, _), mos, weights in zip(
+                clips, found.mos.tolist(), found.aspect_weights.tolist(), strict=True
+            )
+        ]
 
     def score_many(self, items: Iterable[tuple[str | Path, str]]) -> Iterator[Scores | QualiVisionError]:
         """Score (video, prompt) after (video, prompt); one that can't be scored gives its error instead."""
@@ -118,6 +146,14 @@ class Scorer:
         import torch
 
         return torch.from_numpy(self._encoder.encode([prompt]))
+
+
+def check_prompt(video: str | Path, prompt: object) -> None:
+    """Raises PromptError when there is no prompt to score a video against."""
+    from qualivision.prompts import PromptError
+
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise PromptError(f"{video}: the prompt is blank; a score is always against a prompt")
 
 
 @lru_cache(maxsize=1)

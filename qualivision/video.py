@@ -47,6 +47,15 @@ _DECORD_CONTAINERS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi
 _DECORD_PIXELS = frozenset({"yuv420p"})
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """What a video may be, before any of it is decoded; for files of which nobody knows where they come from."""
+
+    seconds: float = float("inf")
+    pixels: int = MAX_PIXELS
+    """of one frame"""
+
+
 class VideoError(QualiVisionError):
     """A video that can't be used. `str()` is one line: the file and the cause."""
 
@@ -93,17 +102,20 @@ def frame_indices(total: int, count: int) -> Indices:
     return np.floor(np.linspace(0, total - 1, count)).astype(np.int64)
 
 
-def read_frames(path: Path, spec: FrameSpec, *, decoder: Literal["pyav", "decord"] = "pyav") -> Frames:
+def read_frames(
+    path: Path, spec: FrameSpec, *, decoder: Literal["pyav", "decord"] = "pyav", bounds: Bounds | None = None
+) -> Frames:
     """Decode the uniform frames of a video and resize them. Holds one frame at its full size at a time (PyAV).
 
     Args:
         path: a video file in any container and codec that FFmpeg can read.
         spec: how many frames, and the height and width that each is resized to (the aspect ratio is not kept).
         decoder: see `sample`.
+        bounds: what the video may be; by default anything with frames of `MAX_PIXELS`.
     Returns:
         (count, height, width, 3) uint8, RGB, turned as the file says, transparent parts on black.
     Raises:
-        VideoError: no such file, empty, not a video, damaged, or a sampled frame is missing.
+        VideoError: no such file, empty, not a video, damaged, out of bounds, or a sampled frame is missing.
     """
     out = np.empty((spec.count, spec.height, spec.width, 3), np.uint8)
 
@@ -111,7 +123,7 @@ def read_frames(path: Path, spec: FrameSpec, *, decoder: Literal["pyav", "decord
         # Not picture[None]: of its stride of 0 torch's fast kernel makes nothing, and takes three times as long.
         out[places] = resize(picture.reshape(1, *picture.shape), spec.height, spec.width)
 
-    _sample(path, spec.count, put, decoder)
+    _sample(path, spec.count, put, decoder, bounds)
     return out
 
 
@@ -183,6 +195,10 @@ class _Track:
     """What the packets of a video stream say, before anything is decoded."""
 
     packets: int
+    width: int
+    height: int
+    seconds: float
+    """From its first packet to its last by their times or, where they have none, by their number and the rate."""
     suits_decord: bool
     """Whether decord would show the same frames."""
     times: tuple[int, ...]
@@ -191,10 +207,14 @@ class _Track:
     """Those of the frames at which decoding can start."""
 
 
-def _sample(path: Path, count: int, put: Put, decoder: str) -> None:
+def _sample(path: Path, count: int, put: Put, decoder: str, bounds: Bounds | None = None) -> None:
     """Hand each uniform frame to `put`, with the places (of `count`) that it takes. May do so twice."""
     _check_file(path)
     track = _survey(path)  # what can't be opened or was cut off is refused here: decord is noisy, or says nothing
+    if bounds is not None and track.seconds > bounds.seconds:
+        raise VideoError(path, f"lasts {track.seconds:.1f} seconds, more than {bounds.seconds:g}")
+    if bounds is not None and track.width * track.height > bounds.pixels:
+        raise VideoError(path, f"has frames of {track.width} x {track.height}, more than {bounds.pixels} pixels")
     if decoder == "decord" and track.suits_decord and _put_with_decord(path, count, put):
         return
     indices = frame_indices(max(track.packets, 1), count)
@@ -464,8 +484,12 @@ def _survey(path: Path) -> _Track:
         if said and not early:
             raise _Damaged(f"is damaged ({said[-1]})")
         whole = len(times) == packets and bool(keys)
+        rate = stream.average_rate or stream.guessed_rate
         return _Track(
             packets,
+            stream.codec_context.width,
+            stream.codec_context.height,
+            float((end - min(times)) * stream.time_base if times else packets / rate if rate else 0),
             _suits_decord(video),
             tuple(sorted(times)) if whole else (),
             tuple(sorted(keys)) if whole else (),

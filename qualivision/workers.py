@@ -10,7 +10,7 @@ import errno
 import os
 import signal
 import sys
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context, parent_process
@@ -22,7 +22,8 @@ from qualivision.errors import QualiVisionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from concurrent.futures import Future
+
+    from pebble import ProcessPool
 
     Job = tuple[Any, ...]
 
@@ -94,6 +95,7 @@ def in_processes(
                 failures.append(_unless_hopeless(failure))
         for job, future in _each_in_pool(work, lost, 1, guard, per_process=1):
             if (cause := _loss(future, guard)) is not None:
+                cause = f"{cause}, twice"
                 failures.append(guard.lost(job, cause) if guard else LostError(f"{work.__name__}{job}: {cause}"))
             elif (failure := future.exception()) is None:
                 yield future.result()
@@ -103,6 +105,45 @@ def in_processes(
         raise failures[0]
     if failures:
         raise ExceptionGroup(f"{len(failures)} of {len(jobs)} failed", failures)
+
+
+class Pool:
+    """Worker processes that stay, for jobs that come one by one, from any thread.
+
+    A job has one try: somebody waits for it. A process that is lost is replaced.
+
+    Args:
+        guard: limits of each job.
+        workers: processes; by default one for each core. They start with the first job.
+    """
+
+    def __init__(self, guard: Guard, *, workers: int | None = None) -> None:
+        self._guard = guard
+        self._pool = _process_pool(workers or cores(), guard)
+
+    def submit(self, work: Callable[..., Any], *job: Any) -> Future[Any]:
+        """`work(*job)` in a worker; the error of a job that was lost is the guard's."""
+        outcome: Future[Any] = Future()
+
+        def settle(done: Future[Any]) -> None:
+            if outcome.cancelled():
+                return
+            if done.cancelled():
+                outcome.set_exception(self._guard.lost(job, "was not read: its worker was stopped"))
+            elif (cause := _loss(done, self._guard)) is not None:
+                outcome.set_exception(self._guard.lost(job, cause))
+            elif (failure := done.exception()) is not None:
+                outcome.set_exception(failure)
+            else:
+                outcome.set_result(done.result())
+
+        self._pool.schedule(work, args=job, timeout=self._guard.seconds).add_done_callback(settle)
+        return outcome
+
+    def close(self) -> None:
+        """Stop the processes; jobs that are not done by then are lost."""
+        self._pool.stop()
+        self._pool.join()
 
 
 def cores() -> int:
@@ -116,13 +157,7 @@ def _each_in_pool(
     """Each job with its future, done. Queues only a few at a time, and stops the processes when nobody asks on."""
     if not jobs:
         return
-    from pebble import ProcessPool
-
-    limit = guard.memory_bytes if guard else None
-    # spawn: a forked child of a process with threads (torch, decord) may hang.
-    pool = ProcessPool(
-        workers, max_tasks=per_process, initializer=_settle, initargs=(limit,), context=get_context("spawn")
-    )
+    pool = _process_pool(workers, guard, per_process=per_process)
     try:
         todo = iter(jobs)
         running: dict[Future[Any], Job] = {}
@@ -140,6 +175,16 @@ def _each_in_pool(
         pool.join()
 
 
+def _process_pool(workers: int, guard: Guard | None, *, per_process: int = 0) -> ProcessPool:
+    from pebble import ProcessPool
+
+    limit = guard.memory_bytes if guard else None
+    # spawn: a forked child of a process with threads (torch, decord) may hang.
+    return ProcessPool(
+        workers, max_tasks=per_process, initializer=_settle, initargs=(limit,), context=get_context("spawn")
+    )
+
+
 def _loss(future: Future[Any], guard: Guard | None) -> str | None:
     """How the process of a job was lost, in words; None when it was not."""
     from pebble import ProcessExpired
@@ -147,9 +192,9 @@ def _loss(future: Future[Any], guard: Guard | None) -> str | None:
     err = future.exception()
     if isinstance(err, ProcessExpired):
         how = signal.Signals(-err.exitcode).name if err.exitcode < 0 else f"exit code {err.exitcode}"
-        return f"crashes the process that reads it ({how}), twice"
+        return f"crashes the process that reads it ({how})"
     if isinstance(err, TimeoutError) and guard:
-        return f"takes longer than {guard.seconds:g} s, twice"
+        return f"takes longer than {guard.seconds:g} s"
     return None
 
 

@@ -119,7 +119,7 @@ def test_registered_files_hold_no_pickle_and_no_trainer_state(checkpoint, regist
     served = {name.removeprefix("artifacts/") for name in files if name.startswith("artifacts/")}
     assert served == {"checkpoint/model.safetensors", "checkpoint/model.json", "metrics.json"}
     assert not [name for name in files if Path(name).suffix in {".pkl", ".pickle", ".pth", ".pt", ".bin"}]
-    assert "code/qualivision/serving.py" in files
+    assert "code/qualivision/serving/pyfunc.py" in files
 
 
 def test_registering_is_quiet(place, capfd, recwarn, caplog):

@@ -1,0 +1,47 @@
+"""Videos from outside to frames, in worker processes that stay: for a server, or anyone whose videos come one by one.
+
+Owns nothing but the way there and back. What a file does to its process is its own affair: the job ends as a
+VideoError, the process is replaced, and the others go on. For many videos at once there is `workers.in_processes`.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from qualivision import video
+from qualivision.workers import Pool
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qualivision.settings import DecodeSettings, FrameSpec
+    from qualivision.video import Bounds, Frames
+
+
+class Decoders:
+    """Worker processes that decode; may be asked from several threads.
+
+    Args:
+        limits: of one video: time and memory.
+        bounds: what a video may be.
+        workers: processes; by default one for each core. They start with the first video.
+    """
+
+    def __init__(self, limits: DecodeSettings, *, bounds: Bounds | None = None, workers: int | None = None) -> None:
+        self._decoder = limits.decoder
+        self._bounds = bounds
+        self._pool = Pool(video.decoding_guard(limits), workers=workers)
+
+    def frames(self, path: Path, spec: FrameSpec) -> Future[Frames]:
+        """The frames of a video (see `video.read_frames`), or a VideoError; the file has to stay until then."""
+        return self._pool.submit(_read, path, spec, self._decoder, self._bounds)
+
+    def close(self) -> None:
+        """Stop the processes; what was not done by then fails."""
+        self._pool.close()
+
+
+def _read(path: Path, spec: FrameSpec, decoder: str, bounds: Bounds | None) -> Frames:
+    assert decoder in ("pyav", "decord")
+    return video.read_frames(path, spec, decoder=decoder, bounds=bounds)  # type: ignore[arg-type]
