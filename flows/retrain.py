@@ -15,10 +15,11 @@ from qualivision import environment
 
 environment.prepare()  # before Prefect is imported: it reads its home and its telemetry switch then
 
-from prefect import flow, task  # noqa: E402
+from prefect import flow, get_run_logger, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 
 from flows.stages import StageFailedError, repro  # noqa: E402
+from qualivision import registry  # noqa: E402
 from qualivision.errors import QualiVisionError  # noqa: E402
 from qualivision.settings import load_settings  # noqa: E402
 
@@ -28,19 +29,28 @@ MODEL_STAGES = ("frames", "prompts", "encode", "train", "evaluate")
 @task
 def register(model: str) -> int:
     """Put the evaluated checkpoint into the registry, as challenger; returns its version."""
-    from qualivision import registry
     from qualivision.stages import places
 
-    metrics = places.report_dir(model) / "metrics.json"
-    return registry.register(places.checkpoint_dir(model), metrics, load_settings().registry).version
+    settings = load_settings().registry
+    return registry.register(places.checkpoint_dir(model), places.report_dir(model), settings, data=places.DATA).version
+
+
+@task
+def gate(version: int) -> bool:
+    """Hold a version against the champion, and say so in Prefect's UI; returns whether it may take its place."""
+    from qualivision.gate import judge
+    from qualivision.stages import places
+
+    verdict = judge(version, load_settings(), places.DATA, advance=lambda uri: lambda done, total: None).verdict
+    create_markdown_artifact(key=f"gate-{version}", markdown=verdict.as_markdown(), description=verdict.line)
+    get_run_logger().info(verdict.line)
+    return verdict.passed
 
 
 @task
 def promote(version: int) -> None:
-    """Make a version the champion, if it may be."""
-    from qualivision import registry
-
-    registry.promote(version, load_settings().registry)
+    """Make a version that passed the gate the champion."""
+    registry.promote(version, load_settings().registry, why="the gate passed, in a run of retrain")
 
 
 @task
@@ -59,10 +69,10 @@ def show_metrics(model: str) -> None:
 
 @flow(name="retrain", log_prints=False)
 def retrain() -> dict[str, object]:
-    """Rebuild what changed, register the model that `deploy` of params.yaml names, and make it the champion.
+    """Rebuild what changed, register the model that `deploy` of params.yaml names, and promote it if it may be.
 
     Returns:
-        Which stages ran, and the champion's URI.
+        Which stages ran, the version that came of it, and the champion's URI.
     """
     settings = load_settings()
     ran = [stage for stage in ("validate",) if repro(stage)]
@@ -70,8 +80,12 @@ def retrain() -> dict[str, object]:
         ran += [name for stage in MODEL_STAGES if repro(name := f"{stage}@{model}")]
         show_metrics(model)
     version = register(settings.deploy)
-    promote(version)
-    return {"ran": ran, "champion": f"models:/{settings.registry.name}/{version}"}
+    champion = registry.version_of(registry.CHAMPION, settings.registry)
+    if version != champion and gate(version):
+        promote(version)
+        champion = version
+    uri = f"models:/{settings.registry.name}/"
+    return {"ran": ran, "version": f"{uri}{version}", "champion": f"{uri}{champion}" if champion else None}
 
 
 def main() -> int:
@@ -86,7 +100,12 @@ def main() -> int:
         sys.stderr.write(f"{err}\n")
         return 1
     ran = ", ".join(done["ran"]) if done["ran"] else "nothing: data, code and settings are unchanged"  # type: ignore[arg-type]
-    sys.stdout.write(f"retrain: ran {ran}\nretrain: {done['champion']} is the champion\n")
+    sys.stdout.write(f"retrain: ran {ran}\n")
+    if done["champion"] == done["version"]:
+        sys.stdout.write(f"retrain: {done['champion']} is the champion\n")
+    else:
+        stays = f"{done['champion']} stays" if done["champion"] else "there is no champion"
+        sys.stdout.write(f"retrain: {done['version']} did not pass the gate; {stays}\n")
     return 0
 
 

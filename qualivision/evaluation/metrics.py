@@ -134,14 +134,36 @@ def bootstrap_over_prompts(
         section 3.8; percentile intervals, Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
         chapter 13.
     """
+    if resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(f"need resamples of 1 or more and 0 < confidence < 1, not {resamples} and {confidence}")
+    values = resampled_metrics(predicted, rated, prompts, resamples=resamples, seed=seed)
+    names = (*DIMENSIONS, MEAN)
+    return Bootstrap(
+        intervals={name: _intervals(values[i], confidence) for i, name in enumerate(names)},
+        left_out={name: int(np.isnan(values[i, :, 0]).sum()) for i, name in enumerate(names)},
+        resamples=resamples,
+        prompts=len(set(prompts)),
+        confidence=confidence,
+    )
+
+
+def resampled_metrics(
+    predicted: ArrayLike, rated: ArrayLike, prompts: Sequence[Hashable], *, resamples: int, seed: int
+) -> Floats:
+    """The metrics in each resample of `bootstrap_over_prompts`.
+
+    Predictions of two models for the same clips, in the same order, get the same resamples from the same seed: the
+    difference of what this returns for them is a paired bootstrap.
+
+    Returns:
+        (6, resamples, 5): the dimensions and their mean, by `METRICS`; NaN where a column is constant in a resample.
+    """
     x, y = np.asarray(predicted, dtype=np.float64), np.asarray(rated, dtype=np.float64)
     if x.shape != y.shape or x.shape != (len(prompts), len(DIMENSIONS)):
         raise ValueError(
             f"predicted and rated must both be ({len(prompts)}, {len(DIMENSIONS)}), as many rows as prompts, "
             f"not {x.shape} and {y.shape}"
         )
-    if resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(f"need resamples of 1 or more and 0 < confidence < 1, not {resamples} and {confidence}")
     _check_rows(x, y)
     prompt_of_row, count = _prompt_numbers(prompts)
     columns = [_Column(x[:, i], y[:, i], prompt_of_row, count) for i in range(len(DIMENSIONS))]
@@ -150,15 +172,7 @@ def bootstrap_over_prompts(
         weights = drawn[:, prompt_of_row].astype(np.float64)
         blocks.append(np.stack([column.metrics(drawn, weights) for column in columns]))
     values = np.concatenate(blocks, axis=1)  # (5, resamples, metrics)
-    values = np.concatenate([values, values.mean(axis=0, keepdims=True)])
-    names = (*DIMENSIONS, MEAN)
-    return Bootstrap(
-        intervals={name: _intervals(values[i], confidence) for i, name in enumerate(names)},
-        left_out={name: int(np.isnan(values[i, :, 0]).sum()) for i, name in enumerate(names)},
-        resamples=resamples,
-        prompts=count,
-        confidence=confidence,
-    )
+    return np.concatenate([values, values.mean(axis=0, keepdims=True)])
 
 
 class _Column:

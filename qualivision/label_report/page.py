@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
-from html import escape
 from typing import TYPE_CHECKING, Any
 
+from qualivision import pages
 from qualivision.label_report import pictures
 from qualivision.label_report.figures import BASELINES, LEAKS
 from qualivision.labels import DIMENSIONS
@@ -24,25 +23,6 @@ _NOTES = {
     "less what so many groups would explain by chance.",
     "SROCC between dimensions": "How alike the dimensions rank the clips.",
 }
-
-_STYLE = """
-:root { color-scheme: light; --ink: #1c2430; --soft: #5d6878; --line: #e2e6ec; }
-* { box-sizing: border-box; }
-body { margin: 0; padding: 2.5rem 1.25rem; background: #f6f7f9; color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
-main { max-width: 72rem; margin: 0 auto; }
-h1 { margin: 0 0 .4rem; font-size: 1.6rem; letter-spacing: -.01em; overflow-wrap: anywhere; }
-h2 { margin: 0 0 .3rem; font-size: 1.1rem; }
-p { margin: .2rem 0 .8rem; color: var(--soft); max-width: 60rem; }
-section { margin-top: 1.25rem; padding: 1.1rem 1.25rem; border: 1px solid var(--line); border-radius: .6rem;
-  background: #fff; overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; }
-th, td { padding: .4rem .7rem; text-align: right; border-top: 1px solid var(--line); white-space: nowrap;
-  font-variant-numeric: tabular-nums; }
-tr:first-child th { border-top: 0; color: var(--soft); font-size: .85rem; }
-th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 12rem; }
-img { display: block; width: 100%; min-width: 40rem; height: auto; }
-""".strip()
 
 
 def as_text(figures: dict[str, Any]) -> str:
@@ -70,38 +50,9 @@ def as_html(figures: dict[str, Any]) -> str:
         drawn["Mean by generator"] = (pictures.generators, "the mean MOS of each generator in each dimension")
     sections = []
     for title, head, rows in _tables(figures):
-        note = f"<p>{escape(_NOTES[title])}</p>\n" if title in _NOTES else ""
-        picture = ""
-        if title in drawn:
-            draw, alt = drawn[title]
-            content = b64encode(draw(figures)).decode()
-            picture = f'<img alt="{escape(alt)}" src="data:image/png;base64,{content}">\n'
-        cells = "\n".join(
-            "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
-            for tag, row in [("th", head), *(("td", row) for row in rows)]
-        )
-        sections.append(f"<section>\n<h2>{escape(title)}</h2>\n{note}{picture}<table>\n{cells}\n</table>\n</section>")
-    facts = "".join(f"<p>{escape(fact)}</p>\n" for fact in _facts(figures))
-    body = "\n".join(sections)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{escape(_title(figures))}</title>
-<style>
-{_STYLE}
-</style>
-</head>
-<body>
-<main>
-<h1>{escape(_title(figures))}</h1>
-{facts}{body}
-</main>
-</body>
-</html>
-"""
+        picture = pages.picture(drawn[title][0](figures), drawn[title][1]) if title in drawn else ""
+        sections.append(pages.section(title, _NOTES.get(title, ""), picture + pages.table(head, rows)))
+    return pages.page(_title(figures), _facts(figures), sections)
 
 
 def _title(figures: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from qualivision.errors import QualiVisionError
 from qualivision.labels import DIMENSIONS
 from qualivision.scoring import Scorer, check_prompt
 from qualivision.settings import DecodeSettings
+from qualivision.training.checkpoint import CheckpointError, checkpoint_id
 from qualivision.video import Bounds, VideoError
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ class QualityScorer(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load the checkpoint that was registered."""
         keep_freed_memory()
-        self._scorer = Scorer(Path(context.artifacts["checkpoint"]))
+        folder, recorded = Path(context.artifacts["checkpoint"]), context.model_config["checkpoint"]
+        if checkpoint_id(folder) != recorded:
+            raise CheckpointError(f"{folder}: is not the checkpoint that was registered; register it again")
+        self._scorer = Scorer(folder)
         self._decoders = Decoders(DecodeSettings(), bounds=BOUNDS)
         self._model_is_busy = Lock()  # threads that share the cores only slow each other down
 

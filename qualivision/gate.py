@@ -1,0 +1,191 @@
+"""The gate: a registered version against the champion, on the same test clips, scored by both now.
+
+Owns where a clip's activations come from: the caches of this checkout, if what they hold is what this very model would
+see, else the videos. So a champion of last year, of another frame spec or another family, is judged on the same rows.
+What a verdict follows from is `evaluation/verdict.py`'s; where it is kept, `registry.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qualivision import registry
+from qualivision.cache import CacheError, file_hash, make_key
+from qualivision.decoding import Decoders
+from qualivision.frames import clip_name
+from qualivision.labels import DIMENSIONS, MOS_COLUMNS, LabelError, has_mos, labels_path, read_labels, videos_dir
+from qualivision.video import READER_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from qualivision.evaluation.verdict import Verdict
+    from qualivision.progress import Advance
+    from qualivision.settings import DecodeSettings, Settings
+    from qualivision.training.checkpoint import ModelCard
+
+    Floats = NDArray[np.float64]
+
+_BATCH = 32
+_AHEAD = 8
+
+
+def judge(version: int | None, settings: Settings, data: Path, *, advance: Callable[[str], Advance]) -> Judged:
+    """Hold a version against the champion and store the verdict on it, whether it passes or not.
+
+    Args:
+        version: which; by default the challenger.
+        settings: all of `params.yaml`.
+        data: the data folder; its test split is what both are judged on.
+        advance: gives the progress of scoring a model of that name.
+    Raises:
+        RegistryError: no such version, or no challenger.
+        ModelNotFoundError, CheckpointError: a model that can't be read.
+        LabelError: there is no rated test split.
+        VideoError: a test video can't be read.
+    """
+    from qualivision.evaluation.verdict import judge as verdict_on
+    from qualivision.training.checkpoint import read_card
+
+    registry_settings = settings.registry
+    version = version or registry.challenger(registry_settings)
+    champion = registry.version_of(registry.CHAMPION, registry_settings)
+    if champion == version:
+        raise registry.RegistryError(f"models:/{registry_settings.name}/{version}: is the champion; it needs no gate")
+    rows = TestRows(data, settings.decode)
+    checkpoint, uri = registry.fetch(f"models:/{registry_settings.name}/{version}")
+    challengers = rows.scored_by(checkpoint, advance=advance(uri))
+    champions, theirs = None, None
+    if champion is not None:
+        other, theirs = registry.fetch(f"models:/{registry_settings.name}/{champion}")
+        champions = rows.scored_by(other, advance=advance(theirs))
+    verdict = verdict_on(
+        challengers,
+        champions,
+        rows.without_video(read_card(checkpoint)),
+        rows.rated,
+        rows.prompts,
+        settings.promote,
+        names=(uri, theirs),
+        data=rows.identity,
+    )
+    registry.record_verdict(version, verdict, registry_settings)
+    return Judged(version, verdict)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A version, and what the gate said of it."""
+
+    version: int
+    verdict: Verdict
+
+
+class TestRows:
+    """The rated clips that challengers and champions are judged on.
+
+    Args:
+        data: the data folder.
+        limits: of decoding, where a model has to see the videos themselves.
+    Raises:
+        LabelError: no test table, or one without MOS.
+    """
+
+    __test__ = False  # for pytest, which takes every Test... for a test
+
+    def __init__(self, data: Path, limits: DecodeSettings) -> None:
+        self.data = data
+        self.limits = limits
+        path = labels_path(data, "test")
+        self.table: pd.DataFrame = read_labels(path, require_mos=False)
+        if not has_mos(self.table):
+            raise LabelError(f"{path}: has no MOS, so no model can be compared on it")
+        self.identity = file_hash(path)
+        self.prompts: list[str] = self.table["Prompt"].tolist()
+        self.rated: Floats = self.table[list(MOS_COLUMNS)].to_numpy(np.float64)
+
+    def scored_by(self, checkpoint: Path, *, advance: Advance) -> Floats:
+        """What a checkpoint says of each row now: (N, 5) MOS.
+
+        Raises:
+            CheckpointError: not a checkpoint, or one that does not fit this version.
+            VideoError: a test video can't be read.
+        """
+        from qualivision.training.checkpoint import read_card
+
+        card = read_card(checkpoint)
+        found = self._by_caches(checkpoint, card)
+        return self._by_videos(checkpoint, advance) if found is None else found
+
+    def without_video(self, card: ModelCard) -> Floats:
+        """What the prompt alone predicts, learned from the training split by this model's encoder: (N, 5) MOS."""
+        from qualivision.evaluation.baselines import no_video_baseline
+        from qualivision.prompts import PromptEncoder
+
+        train = read_labels(labels_path(self.data, "train"))
+        prompts: list[str] = train["Prompt"].tolist()
+        encoder = PromptEncoder(card.text.encoder)
+        distinct = sorted({*prompts, *self.prompts})
+        vector = dict(zip(distinct, encoder.encode(distinct), strict=True))
+        return no_video_baseline(
+            np.stack([vector[prompt] for prompt in prompts]),
+            train[list(MOS_COLUMNS)].to_numpy(np.float64),
+            prompts,
+            np.stack([vector[prompt] for prompt in self.prompts]),
+        )
+
+    def _videos(self) -> list[Path]:
+        return [videos_dir(self.data, "test") / name for name in self.table["video_name"]]
+
+    def _by_caches(self, checkpoint: Path, card: ModelCard) -> Floats | None:
+        """By the cached activations; None if a clip's are missing, or are not what this model would compute."""
+        from qualivision.models.factory import caches_stem, stem_fingerprint
+        from qualivision.prompts import PromptEncoder
+        from qualivision.stages.encode import activations_cache
+        from qualivision.training.checkpoint import load_checkpoint
+        from qualivision.training.data import ClipSet
+        from qualivision.training.loop import predict
+
+        cache = activations_cache(card.name, card.network)
+        contents = cache.seen.find(videos := self._videos(), lambda path: file_hash(path) if path.is_file() else None)
+        keys = [make_key(contents[path], card.frames, READER_VERSION) for path in videos]
+        if caches_stem(card.name, card.network):
+            fingerprint = stem_fingerprint(card.name, card.network)
+            keys = [make_key(key, fingerprint) for key in keys]
+        try:
+            index = cache.index()
+        except CacheError:
+            return None
+        clips = [clip_name("test", name) for name in self.table["video_name"]]
+        if any(index.get(clip) != key or not cache.path(key).exists() for clip, key in zip(clips, keys, strict=True)):
+            return None
+        vectors = PromptEncoder(card.text.encoder).encode(distinct := sorted(set(self.prompts)))
+        rows = ClipSet(self.data, "test", cache, dict(zip(distinct, vectors, strict=True)))
+        model, _ = load_checkpoint(checkpoint, with_stem=False)
+        return predict(model, rows, batch_size=_BATCH)
+
+    def _by_videos(self, checkpoint: Path, advance: Advance) -> Floats:
+        """By the videos: each is decoded while the model is at those before it."""
+        from qualivision.scoring import Scorer
+
+        scorer, decoders = Scorer(checkpoint), Decoders(self.limits)
+        videos, found = self._videos(), []
+        try:
+            waiting = deque(decoders.frames(video, scorer.spec) for video in videos[:_AHEAD])
+            for row, (video, prompt) in enumerate(zip(videos, self.prompts, strict=True)):
+                frames = waiting.popleft().result()
+                waiting += [decoders.frames(ahead, scorer.spec) for ahead in videos[row + _AHEAD : row + _AHEAD + 1]]
+                values = scorer.judge([(video.name, prompt, frames)])[0].values
+                found.append([values[dimension] for dimension in DIMENSIONS])
+                advance(row + 1, len(videos))
+        finally:
+            decoders.close()
+        return np.array(found, dtype=np.float64)
