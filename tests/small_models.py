@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,13 +14,13 @@ import pandas as pd
 import torch
 
 from qualivision.frames import clip_name, stem_cache
-from qualivision.labels import MOS_COLUMNS, labels_path
+from qualivision.labels import DIMENSIONS, MOS_COLUMNS, labels_path
 from qualivision.models.factory import base_hash, build_model
 from qualivision.models.lite_stem import EVERY, IMAGE_CHANNELS, LAYOUT_CHANNELS, LAYOUT_GRID, LAYOUT_TIMES, LiteStem
 from qualivision.models.statistics import STATISTICS
 from qualivision.prompts import MINILM
 from qualivision.settings import FrameSpec, LossSettings, NetworkSettings, TextSettings, TrainSettings
-from qualivision.training.checkpoint import ModelCard, save_checkpoint, trained_tensors
+from qualivision.training.checkpoint import ModelCard, checkpoint_id, save_checkpoint, trained_tensors
 from qualivision.training.data import ClipSet
 
 if TYPE_CHECKING:
@@ -158,3 +159,20 @@ def write_clip(path: Path, *, frames: int = 6, side: int = 64, seed: int = 0) ->
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return path
+
+
+def write_evaluation(folder: Path, checkpoint: Path | None, *, score: float | None = 0.6) -> Path:
+    """A report folder whose `metrics.json` is that of a checkpoint (None: of another), with one figure everywhere."""
+    names = (*DIMENSIONS, "mean")
+    metrics = dict.fromkeys(("SROCC", "PLCC", "KROCC", "RMSE", "VQualA"), score)
+    found = {
+        **dict.fromkeys(names, metrics),
+        "intervals": {"confidence": 0.95, **{name: {"SROCC": [0.4, 0.7]} for name in names}},
+        "no_video": {name: {"SROCC": 0.3, "PLCC": 0.3, "VQualA": 0.3} for name in names},
+        "ceiling": None,
+        "counts": {"rows": 20, "prompts": 5},
+        "checkpoint": checkpoint_id(checkpoint) if checkpoint else "another",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(found))
+    return folder

@@ -8,22 +8,35 @@ import sys
 from pathlib import Path
 
 import mlflow
-import pandas as pd
 import pytest
-from small_models import FRAMES, write_checkpoint, write_clip
+from mlflow.exceptions import MlflowException
+from small_models import FRAMES, write_checkpoint, write_clip, write_evaluation
 
 import qualivision
-from qualivision import scoring, tracking
+from qualivision import registry, scoring, tracking
+from qualivision.evaluation.verdict import Difference, Verdict
 from qualivision.labels import DIMENSIONS
+from qualivision.model_card import DESCRIPTION_CHARACTERS
+from qualivision.packaging import PackagingError
 from qualivision.prompts import PromptError
-from qualivision.registry import CHALLENGER, CHAMPION, Registered, RegistryError, fetch, promote, register
+from qualivision.registry import (
+    CHALLENGER,
+    CHAMPION,
+    PREVIOUS,
+    Registered,
+    RegistryError,
+    fetch,
+    promote,
+    record_verdict,
+    register,
+)
 from qualivision.scoring import ModelNotFoundError, Scorer, Scores
 from qualivision.settings import RegistrySettings
 from qualivision.training.checkpoint import WEIGHTS, CheckpointError, checkpoint_id
 from qualivision.video import VideoError
 
 PROMPT = "A cat is running on the grass"
-GOOD, POOR = 0.6, 0.2
+GOOD = 0.6
 
 
 @pytest.fixture(scope="module")
@@ -52,33 +65,54 @@ def clip(place) -> Path:
     return write_clip(place / "clip.mp4")
 
 
-def evaluation(folder: Path, of: Path | None = None, score: float | None = GOOD, no_video: float | None = 0.3) -> Path:
-    """A `metrics.json` of a checkpoint, with the given VQualA of Overall."""
-    path = folder / "metrics.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found = {dimension: {"SROCC": 0.5, "VQualA": score} for dimension in (*DIMENSIONS, "mean")}
-    about = {"no_video": {"Overall": {"VQualA": no_video}}, "checkpoint": checkpoint_id(of) if of else "another"}
-    path.write_text(json.dumps(found | about))
-    return path
+def settings(name: str) -> RegistrySettings:
+    return RegistrySettings(name=name)
 
 
-def test_an_evaluation_of_another_checkpoint_is_refused(place, checkpoint):
-    with pytest.raises(RegistryError, match="evaluation of another checkpoint"):
-        register(checkpoint, evaluation(place / "mixed-up"), settings("mixed-up"))
+def put(folder: Path, name: str, *, seed: int = 0) -> Registered:
+    """Register a checkpoint of its own."""
+    checkpoint = write_checkpoint(folder / f"{name}-{seed}", seed=seed)
+    return register(checkpoint, write_evaluation(folder / f"{name}-{seed}-report", checkpoint), settings(name))
 
 
-def settings(name: str, gain: float = 0.0) -> RegistrySettings:
-    return RegistrySettings(name=name, min_gain_over_no_video=gain)
+def verdict(version: int, name: str, *, passed: bool = True, against: int | None = None) -> Verdict:
+    """What the gate might have said; recorded on the version."""
+    row = Difference("Overall", 0.6, 0.5, 0.1, 0.05, 0.15)
+    said = Verdict(
+        passed=passed,
+        reasons=() if passed else ("Overall is significantly worse: -0.100",),
+        challenger=f"models:/{name}/{version}",
+        champion=f"models:/{name}/{against}" if against else None,
+        against_champion=(row,) if against else (),
+        against_no_video=(row,),
+        clips=20,
+        prompts=5,
+        confidence=0.95,
+        data="table",
+    )
+    record_verdict(version, said, settings(name))
+    return said
+
+
+def approve(version: int, name: str) -> None:
+    """Through the gate and promoted."""
+    verdict(version, name, against=registry.version_of(CHAMPION, settings(name)))
+    promote(version, settings(name), who="Ada", why="looked at it")
 
 
 @pytest.fixture(scope="module")
 def registered(place, checkpoint) -> Registered:
-    """Version 1 of `shared`, with a good score; not promoted."""
-    return register(checkpoint, evaluation(place / "good", checkpoint), settings("shared"))
+    """Version 1 of `shared`; not promoted."""
+    return register(checkpoint, write_evaluation(place / "good", checkpoint), settings("shared"))
 
 
-def version_of(store, name: str, alias: str) -> int:
-    return int(store.get_model_version_by_alias(name, alias).version)
+def test_an_evaluation_of_another_checkpoint_is_refused(place, checkpoint):
+    with pytest.raises(PackagingError, match="evaluation of another checkpoint"):
+        register(checkpoint, write_evaluation(place / "mixed-up", None), settings("mixed-up"))
+
+
+def alias(name: str, of: str) -> int | None:
+    return registry.version_of(of, settings(name))
 
 
 # Registering
@@ -87,15 +121,17 @@ def version_of(store, name: str, alias: str) -> int:
 def test_registering_makes_a_challenger_with_hash_and_scores(place, checkpoint, registered):
     store = tracking.client()
     assert (registered.version, registered.new, registered.uri) == (1, True, "models:/shared/1")
-    assert version_of(store, "shared", CHALLENGER) == 1
+    assert alias("shared", CHALLENGER) == 1
     tags = store.get_model_version("shared", "1").tags
     assert tags[tracking.CHECKPOINT_TAG] == checkpoint_id(checkpoint)
     assert (tags["qualivision.model"], tags["qualivision.frames"]) == ("lite", str(FRAMES))
-    assert (tags["qualivision.overall_vquala"], tags["qualivision.overall_no_video"]) == (str(GOOD), "0.3")
+    assert json.loads(tags["qualivision.scores"])["Overall"] == GOOD
+    assert tags["qualivision.dimensions"] == ",".join(DIMENSIONS)
+    assert tags["qualivision.run"] == store.get_model_version("shared", "1").run_id
 
 
 def test_registering_the_same_checkpoint_twice_gives_the_same_version(place, checkpoint):
-    metrics = evaluation(place / "twice", checkpoint)
+    metrics = write_evaluation(place / "twice", checkpoint)
     first = register(checkpoint, metrics, settings("twice"))
     second = register(checkpoint, metrics, settings("twice"))
     assert (first.version, first.new) == (1, True)
@@ -104,11 +140,10 @@ def test_registering_the_same_checkpoint_twice_gives_the_same_version(place, che
 
 
 def test_another_checkpoint_is_another_version_and_the_new_challenger(place, checkpoint):
-    register(checkpoint, evaluation(place / "other", checkpoint), settings("other"))
-    second = write_checkpoint(place / "other" / "checkpoint", seed=1)
-    other = register(second, evaluation(place / "other", second), settings("other"))
+    put(place, "other")
+    other = put(place, "other", seed=1)
     assert (other.version, other.new) == (2, True)
-    assert version_of(tracking.client(), "other", CHALLENGER) == 2
+    assert alias("other", CHALLENGER) == 2
 
 
 def test_registered_files_hold_no_pickle_and_no_trainer_state(checkpoint, registered):
@@ -117,30 +152,29 @@ def test_registered_files_hold_no_pickle_and_no_trainer_state(checkpoint, regist
     logged = Path(mlflow.artifacts.download_artifacts(registered.uri))
     files = {str(path.relative_to(logged)) for path in logged.rglob("*") if path.is_file()}
     served = {name.removeprefix("artifacts/") for name in files if name.startswith("artifacts/")}
-    assert served == {"checkpoint/model.safetensors", "checkpoint/model.json", "metrics.json"}
+    assert served == {"checkpoint/model.safetensors", "checkpoint/model.json", "metrics.json", "model_card.html"}
     assert not [name for name in files if Path(name).suffix in {".pkl", ".pickle", ".pth", ".pt", ".bin"}]
     assert "code/qualivision/serving/pyfunc.py" in files
 
 
 def test_registering_is_quiet(place, capfd, recwarn, caplog):
-    folder = write_checkpoint(place / "quiet", seed=7)
-    register(folder, evaluation(folder, folder), settings("quiet"))
-    assert "example" not in capfd.readouterr().err + caplog.text + "".join(str(w.message) for w in recwarn)
+    put(place, "quiet", seed=7)
+    said = capfd.readouterr().err + caplog.text + "".join(str(w.message) for w in recwarn)
+    assert not [word for word in ("example", "signature", "requirement", "pickle") if word in said]
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"Overall": {"VQualA": 1}}'])
 def test_a_checkpoint_without_an_evaluation_is_not_registered(place, checkpoint, tmp_path, content):
-    path = tmp_path / "metrics.json"
     if content is not None:
-        path.write_text(content)
-    with pytest.raises(RegistryError, match=r"metrics\.json: .*dvc repro evaluate"):
-        register(checkpoint, path, settings("unevaluated"))
+        (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(PackagingError, match=r"metrics\.json: .*dvc repro evaluate"):
+        register(checkpoint, tmp_path, settings("unevaluated"))
     assert not tracking.client().search_registered_models("name='unevaluated'")
 
 
 def test_a_folder_that_is_no_checkpoint_is_not_registered(place, tmp_path):
     with pytest.raises(CheckpointError, match="is no checkpoint"):
-        register(tmp_path, evaluation(tmp_path), settings("nothing"))
+        register(tmp_path, write_evaluation(tmp_path, None), settings("nothing"))
 
 
 # Runs
@@ -187,7 +221,8 @@ def test_a_training_that_raises_ends_as_failed_and_is_no_checkpoints_run(place):
 def test_evaluation_goes_to_the_run_that_trained(place, tmp_path):
     with tracking.training_run("lite", {}) as record:
         record.finish("evaluated")
-    metrics = json.loads(evaluation(tmp_path, score=None).read_text())
+    metrics = json.loads((write_evaluation(tmp_path, None, score=None) / "metrics.json").read_text())
+    metrics["Overall"] = {"SROCC": 0.5, "VQualA": None}
     tracking.log_evaluation("lite", "evaluated", metrics, tmp_path)
     run = tracking.client().get_run(record.run_id)
     assert run.data.metrics["test_Overall.SROCC"] == 0.5
@@ -198,7 +233,7 @@ def test_evaluation_goes_to_the_run_that_trained(place, tmp_path):
 
 
 def test_evaluation_of_a_checkpoint_from_elsewhere_gets_a_run_of_its_own(place, tmp_path):
-    metrics = json.loads(evaluation(tmp_path).read_text())
+    metrics = json.loads((write_evaluation(tmp_path, None) / "metrics.json").read_text())
     tracking.log_evaluation("lite", "from-elsewhere", metrics, tmp_path)
     run_id = tracking.run_of(tracking.client(), "from-elsewhere")
     assert run_id and tracking.client().get_run(run_id).data.metrics["test_mean.VQualA"] == GOOD
@@ -208,13 +243,13 @@ def test_a_model_is_logged_to_the_run_that_trained_it(place):
     folder = write_checkpoint(place / "with-run", seed=2)
     with tracking.training_run("lite", {}) as record:
         record.finish(checkpoint_id(folder))
-    done = register(folder, evaluation(folder, folder), settings("with-run"))
+    done = register(folder, write_evaluation(folder, folder), settings("with-run"))
     assert tracking.client().get_model_version("with-run", str(done.version)).run_id == record.run_id
 
 
 def test_a_model_without_a_run_gets_one_that_is_found_by_its_hash(place):
     folder = write_checkpoint(place / "without-run", seed=3)
-    done = register(folder, evaluation(folder, folder), settings("without-run"))
+    done = register(folder, write_evaluation(folder, folder), settings("without-run"))
     run_id = tracking.run_of(tracking.client(), checkpoint_id(folder))
     assert run_id and tracking.client().get_model_version("without-run", str(done.version)).run_id == run_id
 
@@ -222,37 +257,152 @@ def test_a_model_without_a_run_gets_one_that_is_found_by_its_hash(place):
 # Promoting
 
 
-def test_a_version_above_the_no_video_baseline_becomes_champion(place, registered):
-    promote(1, settings("shared"))
-    assert version_of(tracking.client(), "shared", CHAMPION) == 1
+def test_a_version_that_passed_becomes_champion_with_who_when_and_why(place):
+    version = put(place, "first").version
+    approve(version, "first")
+    assert (alias("first", CHAMPION), alias("first", CHALLENGER), alias("first", PREVIOUS)) == (version, None, None)
+    (entry,) = registry.entries(settings("first"))
+    assert [event.what for event in entry.history] == ["registered", "judged", "approved"]
+    assert (entry.history[-1].who, entry.history[-1].why) == ("Ada", "looked at it")
+    assert entry.history[-1].when.endswith("+00:00")
 
 
-@pytest.mark.parametrize(
-    ("score", "no_video", "gain", "message"),
-    [
-        (POOR, 0.3, 0.0, r"Overall 0\.2 against 0\.3 without video is a gain of -0\.100"),
-        (0.3, 0.3, 0.0, "is a gain of 0.000"),  # as good as no video is not better
-        (GOOD, 0.3, 0.5, "asks for more than 0.5"),
-        (None, 0.3, -1.0, "has no score for Overall"),
-        (GOOD, None, -1.0, "has no score for Overall"),
-    ],
-)
-def test_a_version_that_does_not_beat_the_baseline_is_refused(place, checkpoint, score, no_video, gain, message):
-    gate = settings(f"refused-{score}-{no_video}", gain)
-    done = register(checkpoint, evaluation(place / gate.name, checkpoint, score, no_video), gate)
-    with pytest.raises(RegistryError, match=message):
-        promote(done.version, gate)
-    with pytest.raises(ModelNotFoundError):
-        fetch(f"models:/{gate.name}@{CHAMPION}")
+def test_a_version_that_did_not_pass_is_refused_unless_overridden_for_a_reason(place):
+    first, second = put(place, "gate", seed=0).version, put(place, "gate", seed=1).version
+    approve(first, "gate")
+    verdict(second, "gate", passed=False, against=first)
+    with pytest.raises(RegistryError, match=r"does not pass.*Overall is significantly worse.*--override"):
+        promote(second, settings("gate"))
+    assert alias("gate", CHAMPION) == first
+    promote(second, settings("gate"), override="the raters changed their minds")
+    assert (alias("gate", CHAMPION), alias("gate", PREVIOUS)) == (second, first)
+    event = registry.entries(settings("gate"))[0].history[-1]
+    assert (event.what, event.why) == ("approved against the gate", "the raters changed their minds")
 
 
-def test_an_unknown_version_is_refused_and_the_champion_stays(place, registered):
-    promote(1, settings("shared"))
-    with pytest.raises(RegistryError, match="models:/shared/99: no such version"):
-        promote(99, settings("shared"))
+def test_a_version_that_was_not_judged_or_against_another_champion_is_refused(place):
+    versions = [put(place, "stale", seed=seed).version for seed in range(3)]
+    with pytest.raises(RegistryError, match="was not held against the no-video baseline; run `qualivision gate 1`"):
+        promote(versions[0], settings("stale"))
+    approve(versions[0], "stale")
+    verdict(versions[2], "stale", against=versions[0])
+    approve(versions[1], "stale")
+    with pytest.raises(RegistryError, match="was not held against models:/stale/2"):
+        promote(versions[2], settings("stale"))
+    assert alias("stale", CHAMPION) == versions[1]
+
+
+def test_the_verdict_is_kept_on_the_version_and_read_back_whether_it_passed_or_not(place):
+    version = put(place, "verdict").version
+    assert registry.verdict_of(version, settings("verdict")) is None
+    for passed in (True, False):
+        said = verdict(version, "verdict", passed=passed)
+        found = tracking.client().get_model_version("verdict", str(version))
+        assert found.tags[registry.VERDICT_TAG] == ("passed" if passed else "refused")
+        assert registry.verdict_of(version, settings("verdict")) == said
+        assert found.description.count("## The gate") == 1
+        assert found.description.startswith("# lite: judges") and said.line in found.description
+        assert len(found.description) <= DESCRIPTION_CHARACTERS
+
+
+def test_rolling_back_goes_down_to_the_first_champion_and_says_why_on_both(place):
+    first, second, third = (put(place, "back", seed=seed).version for seed in range(3))
+    for version in (first, second, third):
+        approve(version, "back")
+    assert registry.rollback(settings("back"), why="scores jumped") == (third, second)
+    assert (alias("back", CHAMPION), alias("back", PREVIOUS)) == (second, first)
+    assert registry.rollback(settings("back"), why="still") == (second, first)
+    assert (alias("back", CHAMPION), alias("back", PREVIOUS)) == (first, None)
+    with pytest.raises(RegistryError, match="models:/back/1 is the first champion"):
+        registry.rollback(settings("back"), why="once more")
+    newest, middle, oldest = registry.entries(settings("back"))
+    assert (newest.verdict, middle.verdict, oldest.verdict) == ("rolled back", "rolled back", "passed")
+    assert (newest.history[-1].what, newest.history[-1].why) == ("rolled back to 2", "scores jumped")
+    assert oldest.history[-1].what == "champion again, for 2"
+
+
+def test_what_was_rolled_back_is_not_promoted_again_by_its_old_verdict(place):
+    first, second = (put(place, "again", seed=seed).version for seed in range(2))
+    approve(first, "again")
+    approve(second, "again")
+    registry.rollback(settings("again"), why="it flickers")
+    with pytest.raises(RegistryError, match=r"was rolled back \(it flickers\)"):
+        promote(second, settings("again"))
+    assert alias("again", CHAMPION) == first
+
+
+def test_nothing_is_rolled_back_without_a_champion(place, registered):
+    with pytest.raises(RegistryError, match="no champion yet"):
+        registry.rollback(settings("nobody"), why="?")
+
+
+@pytest.mark.parametrize("call", range(6))
+def test_a_promotion_that_fails_in_the_middle_leaves_the_old_champion_or_the_new_one(place, monkeypatch, call):
+    """Whichever request to the store fails, somebody is champion, and the next try succeeds."""
+    name = f"failing-{call}"
+    first, second = (put(place, name, seed=seed).version for seed in range(2))
+    approve(first, name)
+    verdict(second, name, against=first)
+    calls = iter(range(100))
+
+    def fails(method):
+        def request(*arguments, **named):
+            if next(calls) == call:
+                raise MlflowException("the server went away")
+            return method(*arguments, **named)
+
+        return request
+
+    with monkeypatch.context() as patch:
+        for method in ("set_model_version_tag", "set_registered_model_alias", "delete_registered_model_alias"):
+            patch.setattr(mlflow.MlflowClient, method, fails(getattr(mlflow.MlflowClient, method)))
+        failed = True
+        try:
+            promote(second, settings(name))
+            failed = False
+        except MlflowException:
+            pass
+    assert failed == (call < 5)
+    assert alias(name, CHAMPION) == (first if call < 4 else second)
+    promote(second, settings(name))
+    assert (alias(name, CHAMPION), alias(name, PREVIOUS)) == (second, first)
+    registry.rollback(settings(name), why="to be sure")
+    assert alias(name, CHAMPION) == first
+
+
+def test_a_rollback_that_stopped_half_way_goes_on(place, monkeypatch):
+    versions = [put(place, "half", seed=seed).version for seed in range(3)]
+    for version in versions:
+        approve(version, "half")
+    store = tracking.client()
+    store.set_registered_model_alias("half", CHAMPION, "2")  # as a rollback leaves it that stops before `previous`
+    assert alias("half", PREVIOUS) == 2
+    assert registry.rollback(settings("half"), why="further") == (2, 1)
+
+
+def test_an_unknown_version_is_refused_and_the_champion_stays(place):
+    version = put(place, "unknown").version
+    approve(version, "unknown")
+    with pytest.raises(RegistryError, match="models:/unknown/99: no such version; `qualivision models` lists them"):
+        promote(99, settings("unknown"))
     with pytest.raises(RegistryError, match="models:/nobody/1: no such version"):
         promote(1, settings("nobody"))
-    assert version_of(tracking.client(), "shared", CHAMPION) == 1
+    with pytest.raises(RegistryError, match="there is no challenger; `qualivision register` makes one"):
+        registry.challenger(settings("unknown"))
+    assert alias("unknown", CHAMPION) == version
+
+
+def test_versions_are_listed_newest_first_and_an_empty_registry_is_empty(place):
+    assert registry.entries(settings("empty")) == []
+    for seed in range(2):
+        put(place, "listed", seed=seed)
+    found = registry.entries(settings("listed"))
+    assert [(entry.version, entry.aliases, entry.verdict) for entry in found] == [
+        (2, (CHALLENGER,), "not judged"),
+        (1, (), "not judged"),
+    ]
+    assert found[0].scores["Overall"] == GOOD and found[0].model == "lite"
+    assert json.loads(json.dumps(found[0].as_dict()))["history"][0]["what"] == "registered"
 
 
 # Finding and scoring
@@ -283,21 +433,35 @@ def test_a_model_that_is_not_ours_is_refused(place, tmp_path):
         fetch("models:/foreign/1")
 
 
-def test_altered_weights_in_the_store_are_refused(place):
-    folder = write_checkpoint(place / "altered", seed=4)
-    done = register(folder, evaluation(folder, folder), settings("altered"))
-    weights = fetch(done.uri)[0] / WEIGHTS
-    content = bytearray(weights.read_bytes())
+@pytest.mark.parametrize(
+    "file",
+    ["artifacts/checkpoint/model.safetensors", "artifacts/metrics.json", "code/qualivision/scoring.py", "MLmodel"],
+)
+def test_altered_files_in_the_store_are_refused(place, file):
+    name = f"altered-{Path(file).stem}"
+    done = put(place, name)
+    altered = fetch(done.uri)[0].parents[1] / file
+    content = bytearray(altered.read_bytes())
     content[-1] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(RegistryError, match="models:/altered/1: its weights are not those that were registered"):
+    altered.write_bytes(content)
+    with pytest.raises(RegistryError, match=f"models:/{name}/1: its files are not those that were registered"):
+        fetch(done.uri)
+
+
+def test_a_file_that_was_added_is_refused_and_what_reading_leaves_behind_is_not(place):
+    done = put(place, "added")
+    code = fetch(done.uri)[0].parents[1] / "code" / "qualivision"
+    (code / "__pycache__").mkdir(exist_ok=True)
+    (code / "__pycache__" / "cli.cpython-311.pyc").write_bytes(b"left by Python")
+    fetch(done.uri)
+    (code / "added.py").write_text("import os\n")
+    with pytest.raises(RegistryError, match="its files are not those that were registered"):
         fetch(done.uri)
 
 
 def test_files_that_are_gone_from_the_store_are_named(place):
-    folder = write_checkpoint(place / "gone", seed=5)
-    done = register(folder, evaluation(folder, folder), settings("gone"))
-    promote(done.version, settings("gone"))
+    done = put(place, "gone", seed=5)
+    approve(done.version, "gone")
     (fetch(done.uri)[0] / WEIGHTS).unlink()
     with pytest.raises(ModelNotFoundError, match="models:/gone/1: holds no checkpoint") as caught:
         fetch(f"models:/gone@{CHAMPION}")
@@ -307,8 +471,8 @@ def test_files_that_are_gone_from_the_store_are_named(place):
 @pytest.fixture(scope="module")
 def champion(place, checkpoint) -> Scorer:
     """The champion of the registry's default name, as `Scorer()` finds it."""
-    done = register(checkpoint, evaluation(place / "champion", checkpoint), settings("qualivision"))
-    promote(done.version, settings("qualivision"))
+    done = register(checkpoint, write_evaluation(place / "champion", checkpoint), settings("qualivision"))
+    approve(done.version, "qualivision")
     return Scorer()
 
 
@@ -326,6 +490,7 @@ def test_scorer_takes_the_champion_by_default(champion, checkpoint, clip):
 
 
 def test_params_yaml_names_the_registry_of_the_champion(place, registered, tmp_path, monkeypatch):
+    verdict(1, "shared")
     promote(1, settings("shared"))
     params = (Path(__file__).parents[1] / "params.yaml").read_text()
     assert "name: qualivision" in params
@@ -367,32 +532,6 @@ def test_module_level_score_returns_five_values_by_the_champion(champion, clip):
     assert isinstance(found, qualivision.Scores)
     assert values(found) == values(champion.score(clip, prompt=PROMPT))
     assert set(found.as_dict()["scores"]) == set(DIMENSIONS)
-
-
-@pytest.fixture(scope="module")
-def served(place, champion):
-    return mlflow.pyfunc.load_model(f"models:/qualivision@{CHAMPION}")
-
-
-def request(*rows: tuple[str, str | None]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["video", "prompt"])
-
-
-def test_served_model_gives_the_scores_of_the_scorer(served, champion, clip):
-    other = "A dog"
-    found = served.predict(request((str(clip), PROMPT), (str(clip), other)))
-    assert list(found.columns) == list(DIMENSIONS)
-    assert found.to_numpy().tolist() == [values(champion.score(clip, prompt=prompt)) for prompt in (PROMPT, other)]
-
-
-def test_served_model_refuses_a_missing_prompt(served, clip):
-    with pytest.raises(Exception, match="prompt"):
-        served.predict(request((str(clip), PROMPT), (str(clip), None)))
-
-
-def test_served_model_names_a_video_that_cannot_be_read(served, tmp_path):
-    with pytest.raises(VideoError, match=r"none\.mp4: no such file"):
-        served.predict(request((str(tmp_path / "none.mp4"), PROMPT)))
 
 
 def test_nothing_is_written_outside_the_store(place, registered):
