@@ -25,6 +25,7 @@ def prepare(state: Path = STATE) -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for results
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MPLCONFIGDIR": f"{state}/matplotlib",
         "PREFECT_HOME": f"{state}/prefect",

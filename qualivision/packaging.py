@@ -45,6 +45,7 @@ class Packaged:
     """A model in MLflow's store."""
 
     uri: str
+    model_id: str
     files: str
     """The hash of its folder; see `folder_hash`."""
     description: str
@@ -121,7 +122,9 @@ def package(
             pip_requirements=requirements(),
         )
     folder = Path(mlflow.artifacts.download_artifacts(info.model_uri))
-    return Packaged(info.model_uri, folder_hash(folder), model_card.as_markdown(card, metrics, facts, came_from))
+    return Packaged(
+        info.model_uri, info.model_id, folder_hash(folder), model_card.as_markdown(card, metrics, facts, came_from)
+    )
 
 
 def folder_hash(folder: Path) -> str:

@@ -131,6 +131,7 @@ def register(
         settings.name,
         done.uri,
         run_id=run_id,
+        model_id=done.model_id,  # an MLflow server takes no version without it
         description=done.description[:DESCRIPTION_CHARACTERS],
         tags={
             tracking.CHECKPOINT_TAG: identity,

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from qualivision.frames import clip_name, stem_cache
-from qualivision.labels import DIMENSIONS, MOS_COLUMNS, labels_path
+from qualivision.labels import DIMENSIONS, MOS_COLUMNS, labels_path, videos_dir
 from qualivision.models.factory import base_hash, build_model
 from qualivision.models.lite_stem import EVERY, IMAGE_CHANNELS, LAYOUT_CHANNELS, LAYOUT_GRID, LAYOUT_TIMES, LiteStem
 from qualivision.models.statistics import STATISTICS
@@ -176,3 +176,21 @@ def write_evaluation(folder: Path, checkpoint: Path | None, *, score: float | No
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(found))
     return folder
+
+
+def write_rated_videos(data: Path, checkpoint: Path, *, clips: dict[str, int]) -> None:
+    """A data set of clips whose raters agree with a checkpoint: that model is right, and every other is worse."""
+    from qualivision.scoring import Scorer
+
+    scorer = Scorer(checkpoint)
+    for seed, (split, count) in enumerate(clips.items()):
+        videos_dir(data, split).mkdir(parents=True)
+        rows = []
+        for number in range(count):
+            name, prompt = f"A_{split}{number}.mp4", f"{split} prompt {number // 2}"
+            clip = write_clip(videos_dir(data, split) / name, seed=number + 100 * seed)
+            values = scorer.score(clip, prompt=prompt).values
+            rows.append([name, prompt, *(values[dimension] for dimension in DIMENSIONS)])
+        path = labels_path(data, split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows, columns=["video_name", "Prompt", *MOS_COLUMNS]).to_csv(path, index=False)
