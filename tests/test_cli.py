@@ -76,6 +76,10 @@ def test_importing_loads_nothing_heavy(module):
         (["frames", "lite", "--workers", "0"], "'--workers': Input should be greater than or equal to 1"),
         (["sample-data", "--prompts", "2"], "'--prompts': Input should be greater than or equal to 6"),
         (["promote", "latest"], "Input should be a valid integer"),
+        (["promote", "0"], "Input should be greater than or equal to 1"),
+        (["promote", "1", "--override", " "], "say why; it is recorded on the version"),
+        (["gate", "latest"], "Input should be a valid integer"),
+        (["rollback"], "Missing option '--why'"),
         (["scores"], "No such command 'scores'"),
     ],
 )
@@ -93,7 +97,9 @@ def test_an_unknown_model_exits_1_with_one_line(project, call, stage):
     assert err == "no model named 'nope'; params.yaml lists models: lite\n"
 
 
-@pytest.mark.parametrize("arguments", [["frames", "lite"], ["validate"], ["register"], ["promote", "1"]])
+@pytest.mark.parametrize(
+    "arguments", [["frames", "lite"], ["validate"], ["register"], ["gate"], ["promote", "1"], ["models"]]
+)
 def test_without_params_yaml_one_line_says_so_and_it_exits_1(project, call, arguments):
     (project / "params.yaml").unlink()
     code, out, err = call(*arguments)

@@ -10,13 +10,15 @@ from __future__ import annotations
 import html
 import logging
 import os
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from qualivision.validation.report import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     import pandas as pd
@@ -57,7 +59,8 @@ class Suites:
 
     def __init__(self) -> None:
         os.environ["GX_ANALYTICS_ENABLED"] = "false"  # read at import
-        import great_expectations as gx
+        with _without_spark():
+            import great_expectations as gx
         from great_expectations.data_context.types.base import DataContextConfig, InMemoryStoreBackendDefaults
 
         logging.getLogger("great_expectations").setLevel(logging.WARNING)
@@ -129,6 +132,20 @@ class Suites:
             one.result = _presentable(one.result, index)
         key = ValidationResultIdentifier(ExpectationSuiteIdentifier(suite), run, batch)
         self._context.validation_results_store.store_validation_results(result, key)
+
+
+@contextmanager
+def _without_spark() -> Iterator[None]:
+    """Great Expectations imports PySpark where it is installed, all of it; one of its parts then ends the process with
+    exit code 0, and a bad data set would pass.
+    """
+    found = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "pyspark"}
+    sys.modules.update(dict.fromkeys(["pyspark", *found]))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        del sys.modules["pyspark"]
+        sys.modules.update(found)
 
 
 def _outcome(result: Any, index: str) -> Outcome:
