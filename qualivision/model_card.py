@@ -69,6 +69,9 @@ def metrics_table(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]
     return head, rows
 
 
+_LINEAGE: Final = {"git_commit": "Git commit", "dvc_lock": "SHA-256 of dvc.lock", "data": "Data, as DVC names it"}
+
+
 def facts_of(card: ModelCard, lineage: Mapping[str, str]) -> list[list[str]]:
     """What the model is, and where it comes from."""
     return [
@@ -77,7 +80,7 @@ def facts_of(card: ModelCard, lineage: Mapping[str, str]) -> list[list[str]]:
         ["Says", f"{', '.join(DIMENSIONS)}: MOS from 1 to 5"],
         ["Published weights", f"{card.base} (SHA-256 {card.base_hash[:12]})"],
         ["Sentence encoder", card.text.encoder + (", trained along" if card.text.train else ", frozen")],
-        *([name.replace("_", " ").capitalize(), value] for name, value in lineage.items()),
+        *([_LINEAGE[name], value] for name, value in lineage.items()),
     ]
 
 
@@ -89,7 +92,8 @@ def as_markdown(
     counts = metrics["counts"]
     return "\n".join(
         [
-            f"# {card.name}: judges a video against its prompt",
+            # What a list of versions shows of it.
+            f"{card.name}: Overall {shown(metrics['Overall']['VQualA'])} (VQualA), judges a video against its prompt",
             "",
             *(f"- {name}: {value}" for name, value in facts_of(card, lineage)),
             "",

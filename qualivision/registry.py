@@ -336,7 +336,9 @@ def _check_verdict(found: ModelVersion, champion: int | None, settings: Registry
         against = f"models:/{settings.name}/{champion}" if champion else "the no-video baseline"
         raise RegistryError(f"{uri}: was not held against {against}; run `qualivision gate {version}`, {otherwise}")
     if not verdict.passed:
-        raise RegistryError(f"{verdict.line}. Train it better, {otherwise}")
+        first, *more = verdict.reasons
+        others = f", and {len(more)} more reasons" if more else ""
+        raise RegistryError(f"{uri}: did not pass the gate: {first}{others}; train it better, {otherwise}")
 
 
 def is_current(verdict: Verdict, champion: int | None, settings: RegistrySettings) -> bool:

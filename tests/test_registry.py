@@ -271,7 +271,7 @@ def test_a_version_that_did_not_pass_is_refused_unless_overridden_for_a_reason(p
     first, second = put(place, "gate", seed=0).version, put(place, "gate", seed=1).version
     approve(first, "gate")
     verdict(second, "gate", passed=False, against=first)
-    with pytest.raises(RegistryError, match=r"does not pass.*Overall is significantly worse.*--override"):
+    with pytest.raises(RegistryError, match=r"did not pass the gate: Overall is significantly worse.*--override"):
         promote(second, settings("gate"))
     assert alias("gate", CHAMPION) == first
     promote(second, settings("gate"), override="the raters changed their minds")
@@ -301,7 +301,7 @@ def test_the_verdict_is_kept_on_the_version_and_read_back_whether_it_passed_or_n
         assert found.tags[registry.VERDICT_TAG] == ("passed" if passed else "refused")
         assert registry.verdict_of(version, settings("verdict")) == said
         assert found.description.count("## The gate") == 1
-        assert found.description.startswith("# lite: judges") and said.line in found.description
+        assert found.description.startswith("lite: Overall 0.600 (VQualA)") and said.line in found.description
         assert len(found.description) <= DESCRIPTION_CHARACTERS
 
 
