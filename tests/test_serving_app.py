@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -68,10 +69,8 @@ def elsewhere():
             if kind == "slow":
                 body = body[:10]
                 time.sleep(3)
-            try:
+            with contextlib.suppress(OSError):
                 self.wfile.write(body)
-            except OSError:
-                pass
 
         def log_message(self, *_):
             pass
@@ -215,7 +214,7 @@ def test_the_model_is_told(client, scorer):
         # fields
         (parts(('form-data; name="video"', b"x")), FORM_TYPE, (422, "missing_field")),
         (parts(('form-data; name="prompt"', b"x")), FORM_TYPE, (422, "missing_field")),
-        (parts(), FORM_TYPE, (400, "malformed")),
+        (parts(), FORM_TYPE, (422, "missing_field")),
         (parts(('form-data; name="path"', b"/etc/passwd")), FORM_TYPE, (422, "unknown_field")),
         (parts(("form-data", b"x")), FORM_TYPE, (422, "unknown_field")),
         (parts(*[('form-data; name="prompt"', b"x")] * 2), FORM_TYPE, (422, "double_field")),
@@ -282,7 +281,9 @@ def test_bytes_are_counted_where_no_length_is_told(client):
 
     assert error(client.post("/v1/score", content=chunks(), headers=FORM_TYPE))[0] in (400, 413)
     big = form(bytes(3 * BIG))
-    answer = client.post("/v1/score", content=(big[at : at + 9999] for at in range(0, len(big), 9999)), headers=FORM_TYPE)
+    answer = client.post(
+        "/v1/score", content=(big[at : at + 9999] for at in range(0, len(big), 9999)), headers=FORM_TYPE
+    )
     assert error(answer) == (413, "too_large")
 
 
@@ -564,7 +565,6 @@ def test_a_clip_whose_client_went_away_is_not_scored(fake):
 
     asyncio.run(leave())
     engine._decoders.release()
-    assert engine.submit  # still there
     deadline = time.monotonic() + 5
     while engine._admitted and time.monotonic() < deadline:
         time.sleep(0.01)

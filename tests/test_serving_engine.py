@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import gc
-import os
-import signal
 import threading
 import time
 import weakref
 
 import pytest
+from serving_hostile import hostile
 from serving_parts import PROMPT, FakeDecoders, FakeScorer
 from small_models import write_clip
 
 from qualivision import decoding, registry, tracking
-from qualivision.scoring import ModelNotFoundError
 from qualivision.serving import engine as room
 from qualivision.serving.champion import Follower, alias_of
 from qualivision.serving.engine import ClosingError, Engine, FullError
 from qualivision.serving.observing import Metrics
 from qualivision.settings import DecodeSettings, ServeSettings
 from qualivision.video import VideoError
-
-READ = decoding._read
 
 
 @pytest.fixture
@@ -50,7 +46,7 @@ def until(true, seconds=5.0):
 
 
 def counted(metrics, name):
-    return [float(line.split()[1]) for line in metrics.text().decode().splitlines() if line.split()[0] == name][0]
+    return next(float(line.split()[1]) for line in metrics.text().decode().splitlines() if line.split()[0] == name)
 
 
 # Admission
@@ -177,7 +173,7 @@ def test_nothing_is_lost_while_models_change_under_load(begin, tmp_path):
         for _ in range(150):
             try:
                 found.append(engine.submit(tmp_path, PROMPT).result(10))
-            except Exception as err:
+            except Exception as err:  # noqa: BLE001 - whatever it is, it is a lost clip
                 failed.append(err)
 
     threads = [threading.Thread(target=client) for _ in range(4)]
@@ -317,30 +313,7 @@ def test_only_an_alias_is_followed(model, followed, tmp_path, monkeypatch):
     assert alias_of(model) == followed
 
 
-def test_what_an_alias_means_is_looked_up_without_its_files(tmp_path, monkeypatch):
-    import mlflow
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
-    store = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    store.create_registered_model("fake")
-    store.create_model_version("fake", "file:///nowhere")
-    with pytest.raises(ModelNotFoundError, match="there is no champion yet"):
-        registry.meant(store, "models:/fake@champion")
-    store.set_registered_model_alias("fake", "champion", "1")
-    assert registry.meant(store, "models:/fake@champion") == "models:/fake/1"
-
-
 # Decoders that are lost
-
-
-def hostile(path, *job):
-    """What a decoder might do with a file made for it."""
-    if path.name == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if path.name == "hang":
-        time.sleep(60)
-    return READ(path, *job)
 
 
 def test_a_file_that_crashes_or_hangs_its_decoder_is_refused_and_others_are_scored(monkeypatch, tmp_path):

@@ -38,8 +38,8 @@ def copy_file(path: str, into: IO[bytes], *, folders: Sequence[Path], most_bytes
         raise Refusal(404, "no_such_video", "there is no such file; check the path") from None
     except OSError:
         raise Refusal(422, "video_unusable", "the file can't be opened; name one that the server may read") from None
-    with os.fdopen(handle, "rb", buffering=0) as file:
-        found = os.fstat(file.fileno())
+    try:
+        found = os.fstat(handle)
         try:
             same = os.path.samestat(found, os.stat(_allowed(path, folders)))
         except OSError:
@@ -48,7 +48,10 @@ def copy_file(path: str, into: IO[bytes], *, folders: Sequence[Path], most_bytes
             raise _forbidden_path()
         if not stat.S_ISREG(found.st_mode):
             raise Refusal(422, "video_unusable", "the path is no file; name a video file")
-        _copy(file, into, most_bytes)
+        with os.fdopen(handle, "rb", buffering=0, closefd=False) as file:
+            _copy(file, into, most_bytes)
+    finally:
+        os.close(handle)
 
 
 def _copy(file: IO[bytes], into: IO[bytes], most_bytes: int) -> None:
