@@ -25,7 +25,7 @@ app = typer.Typer(
     help=(
         "Judge AI-generated video: five mean opinion scores (MOS) from 1 to 5 against the clip's prompt.\n\n"
         "`dvc repro` runs the stages sample data -> validate -> frames -> prompts -> encode -> train -> evaluate; "
-        "`register` and `promote` make a trained model the champion; `score` uses it."
+        "`register` and `promote` make a trained model the champion; `score` uses it, and `serve` puts it behind HTTP."
     ),
     no_args_is_help=True,
     add_completion=False,

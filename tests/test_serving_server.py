@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -234,6 +235,22 @@ def test_a_body_that_drips_is_cut_off(server):
         status, error = received(connection)
     assert (status, error["code"]) == (408, "too_slow")
     assert 1.5 < time.monotonic() - start < 6
+
+
+def test_a_client_that_never_takes_its_answer_is_cut_off(server):
+    page, times = "/static-offline-docs/swagger-ui-bundle.js", 10
+    whole = len(server.ask("GET", page)[2])
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(f"GET {page} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * times)
+        time.sleep(3)  # more than body_seconds
+        got = 0
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := connection.recv(1 << 20):
+                got += len(chunk)
+    assert got < whole * times
 
 
 def test_no_more_connections_are_held_than_are_allowed(server):

@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 
 _MOST_JSON_BYTES = 1 << 16
 _RETRY_SECONDS = "5"
+_LINGER_SECONDS = 1.0
 # Scripts that name the files they play: they would have us read files that nobody sent.
 _PLAYLISTS = (b"ffconcat", b"#EXTM3U")
 
@@ -109,7 +110,7 @@ def create_app(engine: Engine, settings: ServeSettings, metrics: Metrics, *, fol
     routes.add_to(app)
     app.add_exception_handler(Refusal, _refuse)
     app.add_exception_handler(HTTPException, _refuse_by_status)
-    app.add_middleware(Observed, metrics=metrics, send_seconds=settings.body_seconds)
+    app.add_middleware(Observed, metrics=metrics, linger_seconds=min(_LINGER_SECONDS, settings.body_seconds))
     return app
 
 

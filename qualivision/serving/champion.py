@@ -97,9 +97,11 @@ class Follower:
         """Begin to follow."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Stop following. A load that is under way ends by itself, and changes nothing."""
+    def stop(self, seconds: float = 0.0) -> None:
+        """Stop following. A load that is under way changes nothing any more; its end is waited for, at most so long."""
         self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(seconds)
 
     def look(self) -> None:
         """One look at the registry, and all that follows from it."""

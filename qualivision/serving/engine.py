@@ -127,6 +127,9 @@ class Engine:
             decoding = self._decoders.frames(path, clip.scorer.spec)
         except BaseException:
             self._leave(clip)
+            if self._open:  # the workers can't be had any more; whoever looks at /ready shall start us anew
+                log.critical("the decoders are broken, and nothing is admitted any more")
+                self.stop_admitting()
             raise
         decoding.add_done_callback(partial(self._decoded, clip))
         return clip.outcome

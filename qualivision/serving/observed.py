@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_LINGER_SECONDS = 2.0
 _WENT_AWAY = 499
 """In log and metrics, of a client that did not wait for its answer."""
 
@@ -37,27 +36,24 @@ class Observed:
     Args:
         app: what answers.
         metrics: what is counted.
-        send_seconds: that a client may take to take a part of its answer.
+        linger_seconds: that a client may go on sending what is refused already, before its connection is closed.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, send_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, linger_seconds: float) -> None:
         self._app = app
         self._metrics = metrics
-        self._send_seconds = send_seconds
+        self._linger_seconds = linger_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        seen = _Exchange(scope, receive, send, self._send_seconds)
+        seen = _Exchange(scope, receive, send, self._linger_seconds)
         try:
             await self._app(scope, seen.receive, seen.send)
         except ClientDisconnect:
             seen.status = _WENT_AWAY
-        except TimeoutError:  # it does not take its answer
-            seen.status = _WENT_AWAY
-            raise
         except Exception:
             log.exception("request %s: a defect", seen.id)
             if seen.status is not None:
@@ -92,7 +88,7 @@ class Observed:
 class _Exchange:
     """One request and its answer, as they pass by."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, send_seconds: float) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, linger_seconds: float) -> None:
         self.scope = scope
         self.start = time.monotonic()
         headers = dict(scope["headers"])
@@ -104,7 +100,7 @@ class _Exchange:
         self.bytes_in = 0
         self._receive = receive
         self._send = send
-        self._send_seconds = send_seconds
+        self._linger_seconds = linger_seconds
         self._all_read = b"transfer-encoding" not in headers and headers.get(b"content-length", b"0") == b"0"
 
     async def receive(self) -> Message:
@@ -126,17 +122,16 @@ class _Exchange:
                 headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
         last = message["type"] == "http.response.body" and not message.get("more_body", False)
-        async with asyncio.timeout(self._send_seconds):
-            if last and not self._all_read:
-                await self._send({**message, "more_body": True})
-                await self._linger()
-                message = {"type": "http.response.body", "body": b""}
-            await self._send(message)
+        if last and not self._all_read:
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
 
     async def _linger(self) -> None:
         """Take what is still being sent, and throw it away: cut off in the middle, a client may miss our answer."""
         try:
-            async with asyncio.timeout(min(_LINGER_SECONDS, self._send_seconds / 2)):
+            async with asyncio.timeout(self._linger_seconds):
                 while not self._all_read:
                     await self.receive()
         except TimeoutError:

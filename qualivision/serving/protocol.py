@@ -1,6 +1,7 @@
-"""HTTP connections that can't be held for nothing: headers have their time, and there is a limit of connections.
+"""HTTP connections that can't be held for nothing: there is a limit of them, and headers and answers have their time.
 
-Owns what uvicorn does not: a client that sends its headers byte by byte would hold a connection for ever.
+Owns what uvicorn does not: a client that sends its headers byte by byte, or never takes its answer, would hold a
+connection for ever. (A body has its time in `bodies.py`.)
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def guarded_protocol(settings: ServeSettings) -> type[H11Protocol]:
 
     class Guarded(GuardedProtocol):
         header_seconds = settings.header_seconds
+        answer_seconds = settings.body_seconds
         most_connections = settings.connections
 
     return Guarded
@@ -33,12 +35,15 @@ class GuardedProtocol(H11Protocol):
     """One connection."""
 
     header_seconds: float
+    answer_seconds: float
     most_connections: int
     _timer: asyncio.TimerHandle | None = None
+    _unsent: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there; its headers have to follow."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # so that we are told of every byte that is not taken
         if len(self.connections) > self.most_connections:
             self._refuse(
                 Refusal(503, "too_many_connections", "too many connections are open; try again", {"Retry-After": "5"})
@@ -59,7 +64,24 @@ class GuardedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has gone."""
         self._stop_timer()
+        self._taken()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client does not take its answer; it has some time for it."""
+        super().pause_writing()
+        if self._unsent is None:
+            self._unsent = self.loop.call_later(self.answer_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It took all there was."""
+        self._taken()
+        super().resume_writing()
+
+    def _taken(self) -> None:
+        if self._unsent is not None:
+            self._unsent.cancel()
+            self._unsent = None
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn's answer to what is no HTTP, in our form."""

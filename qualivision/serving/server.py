@@ -81,7 +81,7 @@ def serve(host: str, port: int, model: str | None, settings: ServeSettings, deco
         where = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         _Server(config, engine, f"serve: {where} scores with {scorer.name}; {where}/docs says how").run([listener])
         if follower is not None:
-            follower.stop()
+            follower.stop(settings.stop_seconds)
     finally:
         listener.close()
         engine.close()
