@@ -28,7 +28,7 @@ app = typer.Typer(
     help=(
         "Judge AI-generated video: five mean opinion scores (MOS) from 1 to 5 against the clip's prompt.\n\n"
         "`dvc repro` runs the stages sample data -> validate -> frames -> prompts -> encode -> train -> evaluate; "
-        "`register` and `promote` make a trained model the champion; `score` uses it."
+        "`register` and `promote` make a trained model the champion; `score` uses it, and `serve` puts it behind HTTP."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -420,6 +420,58 @@ def _print_scores(scored: list[Scores]) -> None:
     for row in scored:
         table.add_row(Path(row.video).name, row.prompt, *(f"{row[name]:.2f}" for name in DIMENSIONS))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+@app.command()
+def serve(
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; 0.0.0.0 for all, which lets others in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8000,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A checkpoint folder or an MLflow model URI; by default the champion. An alias is followed: what it "
+            "means next takes over while the server runs."
+        ),
+    ] = None,
+    queue: Annotated[int | None, typer.Option(min=1, help="Clips waiting or being scored; then 429.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode; 0: one a core.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=0, help="Clips at once; 0: 1 on a CPU, 8 on a GPU.")] = None,
+    max_megabytes: Annotated[float | None, typer.Option(help="Of one video.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="That a video may last.")] = None,
+    poll_seconds: Annotated[float | None, typer.Option(help="Between two looks at which version is champion.")] = None,
+    allow_folders: Annotated[
+        list[Path] | None, typer.Option("--allow-folder", help="Its files may be scored by their path; repeatable.")
+    ] = None,
+    allow_urls: Annotated[
+        list[str] | None,
+        typer.Option("--allow-url", help="An origin to load videos from, as https://cdn.example.com; repeatable."),
+    ] = None,
+) -> None:
+    """Serve scores over HTTP, until SIGTERM or Ctrl-C; then what was admitted is still answered.
+
+    \b
+    curl -F video=@clip.mp4 -F "prompt=A cat" http://127.0.0.1:8000/v1/score
+
+    /docs teaches the rest; /health, /ready and /metrics are for whoever runs it. Options here go before the `serve`
+    section of params.yaml. The log is on stderr, one JSON object a line.
+    """
+    from qualivision.serving.server import serve as run
+    from qualivision.settings import serving
+
+    values = {
+        "queue": queue,
+        "workers": workers,
+        "batch_size": batch_size,
+        "max_megabytes": max_megabytes,
+        "max_seconds": max_seconds,
+        "poll_seconds": poll_seconds,
+        "allow_folders": allow_folders and [folder.absolute() for folder in allow_folders],
+        "allow_urls": allow_urls,
+    }
+    settings, decode = serving({name: value for name, value in values.items() if value is not None})
+    run(host, port, model, settings, decode)
 
 
 def main() -> None:

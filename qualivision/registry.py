@@ -293,17 +293,9 @@ def fetch(uri: str | None) -> tuple[Path, str]:
 
     from qualivision.packaging import CHECKPOINT_ARTIFACT, SERVED, folder_hash
     from qualivision.scoring import ModelNotFoundError
-    from qualivision.settings import PARAMS_FILE, load_settings
 
-    store = tracking.client()
-    if uri is None:
-        name = load_settings().registry.name if PARAMS_FILE.exists() else "qualivision"
-        uri = f"models:/{name}@{CHAMPION}"
-    try:
-        version = _resolve(store, uri)
-    except MlflowException as err:
-        hint = HOW_TO_GET_ONE if uri.endswith(f"@{CHAMPION}") else str(err).splitlines()[0]
-        raise ModelNotFoundError(f"{uri}: {hint}") from err
+    uri = uri or champion_uri()
+    version = _find(tracking.client(), uri)
     resolved = uri if version is None else f"models:/{version.name}/{version.version}"
     try:
         folder = Path(mlflow.artifacts.download_artifacts(resolved))
@@ -344,6 +336,37 @@ def _check_verdict(found: ModelVersion, champion: int | None, settings: Registry
 def is_current(verdict: Verdict, champion: int | None, settings: RegistrySettings) -> bool:
     """Whether a verdict is about the present champion, or about there being none."""
     return verdict.champion == (f"models:/{settings.name}/{champion}" if champion else None)
+
+
+def champion_uri() -> str:
+    """The URI of whatever is champion, in the registry that `params.yaml` names."""
+    from qualivision.settings import PARAMS_FILE, load_settings
+
+    name = load_settings().registry.name if PARAMS_FILE.exists() else "qualivision"
+    return f"models:/{name}@{CHAMPION}"
+
+
+def meant(store: MlflowClient, uri: str) -> str:
+    """What an alias such as `models:/qualivision@champion` means now, `models:/NAME/VERSION`; reads no files.
+
+    Raises:
+        ModelNotFoundError: nothing.
+    """
+    version = _find(store, uri)
+    return uri if version is None else f"models:/{version.name}/{version.version}"
+
+
+def _find(store: MlflowClient, uri: str) -> ModelVersion | None:
+    """As `_resolve`; a version that is not there is a ModelNotFoundError."""
+    from mlflow.exceptions import MlflowException
+
+    from qualivision.scoring import ModelNotFoundError
+
+    try:
+        return _resolve(store, uri)
+    except MlflowException as err:
+        hint = HOW_TO_GET_ONE if uri.endswith(f"@{CHAMPION}") else str(err).splitlines()[0]
+        raise ModelNotFoundError(f"{uri}: {hint}") from err
 
 
 def _resolve(store: MlflowClient, uri: str) -> ModelVersion | None:

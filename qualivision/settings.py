@@ -6,12 +6,16 @@ Owns every setting's name, range and default meaning; an unknown key, a wrong ty
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from qualivision.errors import QualiVisionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PARAMS_FILE = Path("params.yaml")
 
@@ -189,7 +193,7 @@ class RegistrySettings(Section):
 
 
 class PromoteSettings(Section):
-    """When a challenger may become champion (`evaluation/gate.py`)."""
+    """When a challenger may become champion (`evaluation/verdict.py`)."""
 
     margin: float = Field(
         default=0.02, ge=0.0, le=2.0, description="by how much Overall's VQualA may be below the champion's"
@@ -202,6 +206,42 @@ class PromoteSettings(Section):
     seed: int = Field(default=0, ge=0)
 
 
+class ServeSettings(Section):
+    """What `qualivision serve` takes from strangers, and how it works through it."""
+
+    max_megabytes: float = Field(default=256.0, gt=0.0, le=65536.0, description="of one video")
+    max_seconds: float = Field(default=600.0, gt=0.0, description="that a video may last")
+    max_pixels: int = Field(default=2**25, ge=1024, le=2**26, description="of one frame; 8K has 33 million")
+    max_prompt_characters: int = Field(default=2000, ge=1, le=100_000)
+    queue: int = Field(default=32, ge=1, le=10_000, description="clips waiting or being scored; one more gets a 429")
+    workers: int = Field(default=0, ge=0, le=256, description="processes that decode; 0: one a core")
+    body_seconds: float = Field(default=60.0, gt=0.0, description="in which all of a request has to arrive")
+    header_seconds: float = Field(default=10.0, gt=0.0, description="in which a request's headers have to arrive")
+    connections: int = Field(default=128, ge=1, le=100_000, description="open at once; one more gets a 503")
+    batch_size: int = Field(default=0, ge=0, le=256, description="clips scored at once; 0: 1 on a CPU, 8 on a GPU")
+    batch_wait_ms: float = Field(default=5.0, ge=0.0, le=1000.0, description="that a clip may wait for others to join")
+    poll_seconds: float = Field(default=5.0, gt=0.0, description="between two looks at which version is champion")
+    stop_seconds: float = Field(default=30.0, ge=0.0, description="that a stop waits for what was admitted")
+    allow_folders: tuple[Path, ...] = Field(default=(), description="whose files may be scored by their path")
+    allow_urls: tuple[str, ...] = Field(default=(), description="origins to load from, such as https://cdn.example.com")
+
+    @field_validator("allow_urls")
+    @classmethod
+    def _are_origins(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if not re.fullmatch(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", value):
+                raise ValueError(f"{value!r} is no origin: scheme, host in lower case and at most a port, no path")
+        return values
+
+    @field_validator("allow_folders")
+    @classmethod
+    def _are_absolute(cls, values: tuple[Path, ...]) -> tuple[Path, ...]:
+        for value in values:
+            if not value.is_absolute():
+                raise ValueError(f"{str(value)!r} is not absolute; give the folder from the root")
+        return values
+
+
 class Settings(Section):
     """All of `params.yaml`."""
 
@@ -212,6 +252,7 @@ class Settings(Section):
     evaluate: EvaluateSettings
     registry: RegistrySettings
     promote: PromoteSettings = PromoteSettings()
+    serve: ServeSettings = ServeSettings()
     lite: ModelSettings
     dover: DoverSettings
     vjepa2: Vjepa2Settings
@@ -247,9 +288,27 @@ def load_settings(path: Path = PARAMS_FILE) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as err:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
-            + (f", got {problem['input']!r}" if not isinstance(problem["input"], dict) else "")
-            for problem in err.errors()
-        )
-        raise SettingsError(f"{path}: {problems}") from err
+        raise SettingsError(f"{path}: {_problems(err)}") from err
+
+
+def serving(options: Mapping[str, object]) -> tuple[ServeSettings, DecodeSettings]:
+    """The sections that the server needs, with some values of `serve` given otherwise. Needs no `params.yaml`.
+
+    Raises:
+        SettingsError: as `load_settings`; or a value out of range.
+    """
+    settings = load_settings() if PARAMS_FILE.exists() else None
+    section = settings.serve if settings else ServeSettings()
+    try:
+        section = ServeSettings.model_validate({**section.model_dump(), **options})
+    except ValidationError as err:
+        raise SettingsError(f"serve: {_problems(err)}") from err
+    return section, settings.decode if settings else DecodeSettings()
+
+
+def _problems(err: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
+        + (f", got {problem['input']!r}" if not isinstance(problem["input"], dict) else "")
+        for problem in err.errors()
+    )

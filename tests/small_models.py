@@ -149,15 +149,16 @@ def write_checkpoint(folder: Path, *, seed: int = 0, text_width: int = MINILM_WI
     return folder
 
 
-def write_clip(path: Path, *, frames: int = 6, side: int = 64, seed: int = 0) -> Path:
+def write_clip(path: Path, *, frames: int = 6, side: int = 64, seed: int = 0, container: str | None = None) -> Path:
+    """`container` is FFmpeg's name of the format, for a file whose name does not say it."""
     random = np.random.default_rng(seed)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=8)
+    with av.open(str(path), "w", format=container) as file:
+        stream = file.add_stream("mpeg4", rate=8)
         stream.width = stream.height = side
         for _ in range(frames):
             picture = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode(None))
     return path
 
 
