@@ -18,7 +18,19 @@ from qualivision.labels import MOS_COLUMNS, SPLITS, labels_path, videos_dir
 from qualivision.video import VideoError
 
 ROOT = Path(__file__).parents[1]
-HEAVY = {"torch", "mlflow", "prefect", "great_expectations", "pandas", "matplotlib", "av", "decord", "transformers"}
+HEAVY = {
+    "torch",
+    "fastapi",
+    "uvicorn",
+    "mlflow",
+    "prefect",
+    "great_expectations",
+    "pandas",
+    "matplotlib",
+    "av",
+    "decord",
+    "transformers",
+}
 
 
 @pytest.fixture
@@ -75,6 +87,8 @@ def test_importing_loads_nothing_heavy(module):
         (["frames"], "Missing argument 'MODEL'"),
         (["frames", "lite", "--workers", "0"], "'--workers': Input should be greater than or equal to 1"),
         (["sample-data", "--prompts", "2"], "'--prompts': Input should be greater than or equal to 6"),
+        (["serve", "--port", "99999"], "'--port': Input should be less than or equal to 65535"),
+        (["serve", "--queue", "0"], "'--queue': Input should be greater than or equal to 1"),
         (["promote", "latest"], "Input should be a valid integer"),
         (["promote", "0"], "Input should be greater than or equal to 1"),
         (["promote", "1", "--override", " "], "say why; it is recorded on the version"),
@@ -179,8 +193,9 @@ def test_a_video_without_a_prompt_in_the_table_is_named_and_it_exits_1(project, 
     assert (code, out, err) == (1, "", f"{message}\n")
 
 
-def test_scoring_without_any_champion_exits_1_and_says_how_to_get_one(project):
-    command = [sys.executable, "-m", "qualivision.cli", "score", "clip.mp4", "--prompt", "a cat"]
+@pytest.mark.parametrize("arguments", [["score", "clip.mp4", "--prompt", "a cat"], ["serve", "--port", "0"]])
+def test_without_any_champion_it_exits_1_and_says_how_to_get_one(project, arguments):
+    command = [sys.executable, "-m", "qualivision.cli", *arguments]
     known = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     done = subprocess.run(command, capture_output=True, text=True, env={**known, "PYTHONPATH": str(ROOT)})
     assert (done.returncode, done.stdout) == (1, "")

@@ -273,17 +273,23 @@ def test_a_body_without_a_length_is_asked_for_one(client):
     assert error(client.send(request)) == (411, "no_length")
 
 
-def test_bytes_are_counted_where_no_length_is_told(client):
-    def chunks():
-        yield form(b"")[:100]
-        for _ in range(100):
-            yield bytes(BIG // 10)
+def in_chunks(body):
+    return (body[at : at + 9999] for at in range(0, len(body), 9999))
 
-    assert error(client.post("/v1/score", content=chunks(), headers=FORM_TYPE))[0] in (400, 413)
-    big = form(bytes(3 * BIG))
-    answer = client.post(
-        "/v1/score", content=(big[at : at + 9999] for at in range(0, len(big), 9999)), headers=FORM_TYPE
-    )
+
+@pytest.mark.parametrize(
+    "body",
+    [form(bytes(3 * BIG)), form(b"x") + bytes(3 * BIG), form(b"x", "x" * 3 * BIG)],
+    ids=["video", "behind the form", "prompt"],
+)
+def test_bytes_are_counted_where_no_length_is_told(client, body):
+    answer = client.post("/v1/score", content=in_chunks(body), headers=FORM_TYPE)
+    assert error(answer) in {(413, "too_large"), (422, "prompt_too_long")}
+
+
+def test_bytes_of_json_are_counted_too(client):
+    body = b'{"path": "/a", "prompt": "' + b"x" * 100_000 + b'"}'
+    answer = client.post("/v1/score-reference", content=in_chunks(body), headers={"content-type": "application/json"})
     assert error(answer) == (413, "too_large")
 
 

@@ -154,8 +154,9 @@ def test_a_clip_keeps_the_model_it_came_with_and_no_batch_mixes_two(begin, tmp_p
     old, new = FakeScorer("models:/fake/1", 1.0), FakeScorer("models:/fake/2", 2.0)
     old.gate.clear()
     engine = begin(old, batch_size=8)
-    before = [engine.submit(tmp_path, f"old {number}") for number in range(3)]
+    before = [engine.submit(tmp_path, "old 0")]
     assert old.began.wait(5)
+    before += [engine.submit(tmp_path, f"old {number}") for number in (1, 2)]
     engine.swap(new)
     after = [engine.submit(tmp_path, f"new {number}") for number in range(3)]
     old.gate.set()

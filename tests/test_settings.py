@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qualivision.settings import FrameSpec, SettingsError, load_settings
+from qualivision.settings import FrameSpec, ServeSettings, SettingsError, load_settings, serving
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 GONE = object()
@@ -57,6 +57,13 @@ def test_the_params_of_this_repository_load_and_every_model_has_its_section():
         ("lite.text.encoder", "", "lite.text.encoder: String should have at least 1 character"),
         ("models", [], "models: List should have at least 1 item"),
         ("registry.name", "a/b", "registry.name: String should match pattern"),
+        # what the server may be told to read
+        ("serve.allow_urls", ["https://cdn.example.com/videos"], "serve.allow_urls: .*is no origin"),
+        ("serve.allow_urls", ["https://user@cdn.example.com"], "serve.allow_urls: .*is no origin"),
+        ("serve.allow_urls", ["*"], "serve.allow_urls: .*is no origin"),
+        ("serve.allow_urls", ["file://"], "serve.allow_urls: .*is no origin"),
+        ("serve.allow_folders", ["videos"], "serve.allow_folders: .*'videos' is not absolute"),
+        ("serve.queue", 0, "serve.queue: Input should be greater than or equal to 1, got 0"),
         # a model that is not there
         ("deploy", "dover9", "deploy: .*got 'dover9'"),
     ],
@@ -79,6 +86,24 @@ def test_a_model_that_is_deployed_but_not_built_is_refused():
     settings = load_settings(PARAMS)
     with pytest.raises(ValueError, match=f"deploy: {settings.deploy} is not in models"):
         settings.model_copy(update={"models": ["another"]})._deployed_model_is_built()
+
+
+def test_a_params_file_from_before_the_server_loads_with_its_defaults(tmp_path):
+    assert load_settings(changed(tmp_path / "params.yaml", "serve", GONE)).serve == ServeSettings()
+
+
+def test_the_servers_defaults_are_those_of_this_repository_and_need_no_params_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    repository = load_settings(PARAMS)
+    assert serving({}) == (repository.serve, repository.decode)
+
+
+def test_options_go_before_the_params_file_and_are_checked_like_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changed(tmp_path / "params.yaml", "serve.queue", 7)
+    assert (serving({})[0].queue, serving({"queue": 9})[0].queue) == (7, 9)
+    with pytest.raises(SettingsError, match=r"serve: allow_urls: .*'ftp://x' is no origin"):
+        serving({"allow_urls": ["ftp://x"]})
 
 
 @pytest.mark.parametrize(
