@@ -1,16 +1,18 @@
-"""What `qualivision serve` costs, and what it stands: load, hostile requests, and a champion that changes under it.
+"""From approval to load: what the registry decides, what `qualivision serve` costs, and what it stands.
 
     python benchmarks/serving.py                                  after `dvc repro`, in the project's folder
     python benchmarks/serving.py --seconds 60 --clients 8 --hostile 500
 
-The model of `checkpoints/lite` is registered twice in a store of its own, once with altered weights. In one run:
+On an MLflow server of its own, with the model of `checkpoints/lite` and two that are made worse. In one run:
 
+    approval   a fair model becomes champion, a better one takes its place, a worse one is refused, one is taken back
     direct     one process calls the model in a loop: what the machine can do
     load       so many clients send clips of the test split, one after the other, for so long
     hostile    the same load; hostile requests are mixed in, and half-way the other version becomes champion
 
 Exit code 1 when a promise is broken: a good request that got neither scores nor a 429, scores that are not those of the
-version that they name, a hostile request that was not refused with a reason, a throughput below 0.85 of direct.
+version that they name, a hostile request that was not refused with a reason, a throughput below 0.85 of direct, a model
+that the gate should not let through.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections import Counter
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 WANTED_SHARE = 0.85
+CLIPS = 40
 MOST_BYTES = 2_000_000
 BODY_SECONDS = 3
 _BOUNDARY = "hostile-and-good-alike"
@@ -71,30 +76,100 @@ def ask(port: int, method: str, path: str, body: Any = None, headers: dict[str, 
 # The project that is served
 
 
-def prepare(folder: Path, checkpoint: Path, report: Path) -> dict[str, Path]:
-    """Register the checkpoint and an altered one in a store of their own: {version's URI: checkpoint}."""
+def prepare(folder: Path, data: Path, rows: int) -> None:
+    """A working folder with some of the test split, and the training labels."""
+    from qualivision.labels import labels_path, read_labels, videos_dir
+
+    for split, count in (("train", None), ("test", rows)):
+        table = read_labels(labels_path(data, split), require_mos=False)[:count]
+        path = labels_path(folder / "data", split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(path, index=False)
+    videos = videos_dir(folder / "data", "test")
+    videos.mkdir(parents=True)
+    for name in table["video_name"]:
+        (videos / name).symlink_to(videos_dir(data, "test") / name)
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[str]:
+    """MLflow's own server on SQLite; yields its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    how = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "mlflow.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=how, start_new_session=True)
+    try:
+        while process.poll() is None:
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                break
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def made_worse(checkpoint: Path, to: Path, noise: float) -> Path:
+    """A copy whose weights are off by so much of themselves."""
+    import torch
     from safetensors.torch import load_file, save_file
 
-    from qualivision import registry, tracking
+    shutil.copytree(checkpoint, to)
+    torch.manual_seed(0)
+    tensors = {
+        name: value * (1 + noise * torch.randn_like(value)) if value.is_floating_point() else value
+        for name, value in load_file(to / "model.safetensors").items()
+    }
+    save_file(tensors, to / "model.safetensors")
+    return to
+
+
+def register(checkpoint: Path, report: Path, folder: Path) -> int:
+    """Register a checkpoint, as if the evaluation at hand were its own; returns its version."""
+    from qualivision import registry
     from qualivision.settings import load_settings
     from qualivision.training.checkpoint import checkpoint_id
 
-    other = folder / "other"
-    shutil.copytree(checkpoint, other)
-    tensors = load_file(other / "model.safetensors")
-    generator = random.Random(0)
-    save_file(
-        {name: value * (1 + 0.05 * generator.random()) for name, value in tensors.items()}, other / "model.safetensors"
-    )
-    tracking.client()
-    found = {}
-    for which in (checkpoint, other):
-        metrics = json.loads((report / "metrics.json").read_text())
-        said = folder / f"report-{len(found)}"
-        said.mkdir()
-        (said / "metrics.json").write_text(json.dumps(metrics | {"checkpoint": checkpoint_id(which)}))
-        found[registry.register(which, said, load_settings().registry).uri] = which
-    return found
+    said = folder / f"report-of-{checkpoint.name}"
+    said.mkdir()
+    metrics = json.loads((report / "metrics.json").read_text())
+    (said / "metrics.json").write_text(json.dumps(metrics | {"checkpoint": checkpoint_id(checkpoint)}))
+    return registry.register(checkpoint, said, load_settings().registry).version
+
+
+def approval(folder: Path, checkpoint: Path, report: Path) -> tuple[dict[str, Path], list[str]]:
+    """The story of three versions; returns {version's URI: checkpoint} of the first two, and what went wrong."""
+    from qualivision import registry
+    from qualivision.gate import judge
+    from qualivision.settings import load_settings
+
+    settings = load_settings()
+    fair = made_worse(checkpoint, folder / "fair", 0.2)
+    bad = made_worse(checkpoint, folder / "bad", 1.0)
+    found, broken = {}, []
+    for path, passes in ((fair, True), (checkpoint, True), (bad, False)):
+        version = register(path, report, folder)
+        found[f"models:/{settings.registry.name}/{version}"] = path
+        verdict = judge(version, settings, Path("data"), advance=lambda uri: lambda done, total: None).verdict
+        print(f"approval  {verdict.as_text()}\n".replace("\n", "\n          ").rstrip(" "))
+        if verdict.passed != passes:
+            broken.append(f"version {version} {'passed' if verdict.passed else 'did not pass'} the gate")
+        if verdict.passed:
+            registry.promote(version, settings.registry, why="a benchmark")
+    try:
+        registry.promote(version, settings.registry)
+        broken.append(f"version {version} was promoted although it did not pass")
+    except registry.RegistryError as err:
+        print(f"approval  promote {version}: {err}")
+    start = time.perf_counter()
+    left, back = registry.rollback(settings.registry, why="a benchmark")
+    print(f"approval  rollback from {left} to {back}: {time.perf_counter() - start:.2f} s\n")
+    return dict(list(found.items())[:2]), broken
 
 
 def promote(version: int) -> None:
@@ -399,25 +474,33 @@ def main() -> int:
         sys.exit(f"{args.checkpoint}, {args.data}: there is no model or no data set; `dvc repro` makes them")
     from qualivision.labels import labels_path, read_labels, videos_dir
 
-    table = read_labels(labels_path(args.data, "test"), require_mos=False)[:40]
-    paths = [(videos_dir(args.data, "test") / name).absolute() for name in table["video_name"]]
-    prompts = table["Prompt"].tolist()
-    checkpoint, report = args.checkpoint.absolute(), args.report.absolute()
+    checkpoint, report, data = (path.absolute() for path in (args.checkpoint, args.report, args.data))
     params = Path("params.yaml").read_text()
     with tempfile.TemporaryDirectory(prefix="qualivision-serving-") as name:
         folder = Path(name)
         os.chdir(folder)
-        os.environ["MLFLOW_TRACKING_URI"] = ""
         Path("params.yaml").write_text(re.sub(r"body_seconds: \d+", f"body_seconds: {BODY_SECONDS}", params))
         environment.prepare()
-        return run(args, folder, prepare(folder, checkpoint, report), paths, prompts)
+        prepare(folder, data, CLIPS)
+        table = read_labels(labels_path(Path("data"), "test"), require_mos=False)
+        paths = [videos_dir(folder / "data", "test") / name for name in table["video_name"]]
+        with mlflow_server(folder) as address:
+            os.environ["MLFLOW_TRACKING_URI"] = address
+            models, broken = approval(folder, checkpoint, report)
+            return run(args, folder, models, paths, table["Prompt"].tolist(), broken)
 
 
-def run(args: argparse.Namespace, folder: Path, models: dict[str, Path], paths: list[Path], prompts: list[str]) -> int:
-    """All phases; returns the exit code."""
+def run(
+    args: argparse.Namespace,
+    folder: Path,
+    models: dict[str, Path],
+    paths: list[Path],
+    prompts: list[str],
+    broken: list[str],
+) -> int:
+    """What is measured; returns the exit code."""
     clips = [(path.read_bytes(), prompt) for path, prompt in zip(paths, prompts, strict=True)]
     wanted = wanted_scores(models, clips, folder)
-    promote(1)
     spawn = multiprocessing.get_context("spawn")
     out = spawn.Queue()
     direct = spawn.Process(
@@ -428,7 +511,6 @@ def run(args: argparse.Namespace, folder: Path, models: dict[str, Path], paths: 
     direct.join()
     print(f"direct    {alone:.2f} clips/s, one process that scores clip after clip")
     server = Server(folder / "log")
-    broken: list[str] = []
     try:
         load = Load(server.port, clips, wanted)
         rate = load.run(args.clients, args.seconds)

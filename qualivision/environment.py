@@ -23,6 +23,7 @@ def prepare(state: Path = STATE) -> None:
         "GX_ANALYTICS_ENABLED": "false",
         "HF_HOME": f"{state}/huggingface",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # no model of ours is one
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for results

@@ -42,6 +42,13 @@ MAX_PIXELS = 2**26
 _WORTH_A_SEEK = 16
 """So many frames are decoded faster than a file is searched."""
 
+_FORMATS = (
+    "mov,mp4,3gp,matroska,webm,avi,gif,apng,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,flv,asf,ogg,mxf,nut,rm,dv,vc1,"
+    "mjpeg,yuv4mpegpipe"
+)
+"""Formats that hold pictures themselves. Of FFmpeg's others some open files that the first one names (`concat`, `hls`),
+so that a stranger's file could make us read ours, and some draw whatever text they are given."""
+
 # Where decord finds the right frames and gives them PyAV's colours; test_formats.py holds the two against each other.
 _DECORD_CONTAINERS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi"})
 _DECORD_PIXELS = frozenset({"yuv420p"})
@@ -385,7 +392,7 @@ class _opened:
         self._lines = self._log.__enter__()
         try:
             # Absolute, for FFmpeg takes "take2:final.mp4" for an address.
-            self.container = av.open(str(self.path.absolute()))
+            self.container = av.open(str(self.path.absolute()), options={"format_whitelist": _FORMATS})
         except (av.error.FFmpegError, OSError, ValueError) as err:
             self._stop_logging()
             raise VideoError(self.path, self._cause(err)) from err
@@ -443,6 +450,8 @@ class _opened:
     def _cause(self, err: Exception) -> str:
         """What FFmpeg logged last says more than its error code ("moov atom not found")."""
         said = self.said()
+        if any("not on whitelist" in line for line in said):
+            return "is no video, or a list of other files"
         text = getattr(err, "strerror", None) or str(err) or type(err).__name__
         return f"can't be decoded: {text[0].lower()}{text[1:]}" + (f" ({said[-1]})" if said else "")
 

@@ -69,6 +69,23 @@ def test_a_name_that_looks_like_an_address_is_a_file(tmp_path, make_clip, monkey
     assert len(sample(type(tmp_path)("take2:final.mp4"), 4)) == 4
 
 
+LISTS = {
+    "list.mp4": "ffconcat version 1.0\nfile clip.mp4\n",
+    "list.txt": "ffconcat version 1.0\nfile 'clip.mp4'\n",
+    "hls.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\nclip.mp4\n#EXT-X-ENDLIST\n",
+    "text.txt": "what FFmpeg would draw, letter by letter\n",
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+def test_a_file_can_not_make_us_read_others_or_draw_text(tmp_path, make_clip, name, decoder):
+    make_clip(tmp_path / "clip.mp4")
+    (tmp_path / name).write_text(LISTS[name])
+    with pytest.raises(VideoError, match=r"is no video, or a list of other files|can't be decoded"):
+        sample(tmp_path / name, 4, decoder=decoder)
+
+
 def broken(folder, make_clip, fault):
     """A path that can't be read as a video."""
     path = folder / f"{fault}.mp4"

@@ -54,8 +54,6 @@ log = logging.getLogger(__name__)
 _MOST_JSON_BYTES = 1 << 16
 _RETRY_SECONDS = "5"
 _LINGER_SECONDS = 1.0
-# Scripts that name the files they play: they would have us read files that nobody sent.
-_PLAYLISTS = (b"ffconcat", b"#EXTM3U")
 
 _ABOUT = """Five mean opinion scores (MOS) from 1 to 5 for an AI-generated video, against the prompt it was made from.
 
@@ -226,7 +224,6 @@ class _Routes:
 
     async def _score(self, request: Request, path: Path, prompt: str) -> ScoreAnswer:
         try:
-            _refuse_playlist(path)
             scores = await _unless_gone(request, asyncio.wrap_future(self._engine.submit(path, prompt)))
         except (FullError, ClosingError, VideoError) as err:
             raise _refusal_of(err) from None
@@ -261,13 +258,6 @@ async def _unless_gone(request: Request, scores: asyncio.Future[Scores]) -> Scor
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _refuse_playlist(path: Path) -> None:
-    with path.open("rb") as file:
-        head = file.read(64)
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLISTS):
-        raise VideoError(path, "is a list of other files; send the video itself")
 
 
 def _reference(sent: bytes) -> Reference:
