@@ -11,10 +11,13 @@ import os
 import signal
 import sys
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context, parent_process
-from threading import Thread
+from multiprocessing.context import SpawnContext, SpawnProcess
+from threading import Lock, Thread
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from qualivision.environment import keep_freed_memory
@@ -119,31 +122,49 @@ class Pool:
 
     def __init__(self, guard: Guard, *, workers: int | None = None) -> None:
         self._guard = guard
-        self._pool = _process_pool(workers or cores(), guard)
+        self._workers = workers or cores()
+        self._lock = Lock()
+        self._closed = False
+        self._pool = self._new()
 
     def submit(self, work: Callable[..., Any], *job: Any) -> Future[Any]:
-        """`work(*job)` in a worker; the error of a job that was lost is the guard's."""
+        """`work(*job)` in a worker; the error of a job that was lost is the guard's. RuntimeError once closed."""
         outcome: Future[Any] = Future()
-
-        def settle(done: Future[Any]) -> None:
-            if outcome.cancelled():
-                return
-            if done.cancelled():
-                outcome.set_exception(self._guard.lost(job, "was not read: its worker was stopped"))
-            elif (cause := _loss(done, self._guard)) is not None:
-                outcome.set_exception(self._guard.lost(job, cause))
-            elif (failure := done.exception()) is not None:
-                outcome.set_exception(failure)
-            else:
-                outcome.set_result(done.result())
-
-        self._pool.schedule(work, args=job, timeout=self._guard.seconds).add_done_callback(settle)
+        self._schedule(outcome, work, job, again=True)
         return outcome
 
     def close(self) -> None:
         """Stop the processes; jobs that are not done by then are lost."""
+        self._closed = True
         self._pool.stop()
         self._pool.join()
+
+    def _new(self) -> ProcessPool:
+        return _process_pool(self._workers, self._guard, context=_WithoutMain())
+
+    def _schedule(self, outcome: Future[Any], work: Callable[..., Any], job: Job, *, again: bool) -> None:
+        def settle(done: Future[Any]) -> None:
+            failure = None if done.cancelled() else done.exception()
+            if isinstance(failure, BrokenProcessPool) and again:
+                self._schedule(outcome, work, job, again=False)
+            elif done.cancelled() or isinstance(failure, BrokenProcessPool):
+                outcome.set_exception(self._guard.lost(job, "was not read: its worker was stopped"))
+            elif (cause := _loss(done, self._guard)) is not None:
+                outcome.set_exception(self._guard.lost(job, cause))
+            elif failure is not None:
+                outcome.set_exception(failure)
+            else:
+                outcome.set_result(done.result())
+
+        with self._lock:
+            try:
+                future = self._pool.schedule(work, args=job, timeout=self._guard.seconds)
+            except RuntimeError:  # pebble gives up for good when a worker dies that had nothing to do
+                if self._closed:
+                    raise
+                self._pool = self._new()
+                future = self._pool.schedule(work, args=job, timeout=self._guard.seconds)
+        future.add_done_callback(settle)
 
 
 def cores() -> int:
@@ -175,14 +196,36 @@ def _each_in_pool(
         pool.join()
 
 
-def _process_pool(workers: int, guard: Guard | None, *, per_process: int = 0) -> ProcessPool:
+def _process_pool(
+    workers: int, guard: Guard | None, *, per_process: int = 0, context: SpawnContext | None = None
+) -> ProcessPool:
     from pebble import ProcessPool
 
     limit = guard.memory_bytes if guard else None
     # spawn: a forked child of a process with threads (torch, decord) may hang.
-    return ProcessPool(
-        workers, max_tasks=per_process, initializer=_settle, initargs=(limit,), context=get_context("spawn")
-    )
+    context = context or get_context("spawn")
+    return ProcessPool(workers, max_tasks=per_process, initializer=_settle, initargs=(limit,), context=context)
+
+
+class _Process(SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            return SpawnProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _WithoutMain(SpawnContext):
+    """Processes that do not import their parent's script, which may be anybody's.
+
+    A script that has no `if __name__ == "__main__"` would run again in each of them, and one that came from stdin is
+    not to be found.
+    """
+
+    Process = _Process
 
 
 def _loss(future: Future[Any], guard: Guard | None) -> str | None:

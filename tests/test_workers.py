@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qualivision.video import VideoError
-from qualivision.workers import Guard, LostError, in_processes
+from qualivision.workers import Guard, LostError, Pool, in_processes
 
 
 def work(number: int, folder: Path) -> tuple[int, int]:
@@ -143,6 +143,65 @@ def test_workers_end_at_once_with_a_run_that_was_killed(tmp_path):
     run.wait()
     workers = [int(name) for name in os.listdir(tmp_path)]
     wait_for(lambda: not any(Path(f"/proc/{worker}/exe").exists() for worker in workers), seconds=1.0)
+
+
+UNGUARDED = """
+from pathlib import Path
+from qualivision.decoding import Decoders
+from qualivision.settings import DecodeSettings, FrameSpec
+decoders = Decoders(DecodeSettings(), workers=1)
+print(decoders.frames(Path("clip.mp4"), FrameSpec(count=4, height=64, width=64)).result().shape)
+decoders.close()
+"""
+
+
+@pytest.mark.parametrize("by", ["stdin", "file"])
+def test_workers_that_stay_do_not_run_the_callers_script_again(tmp_path, make_clip, by):
+    make_clip(tmp_path / "clip.mp4")
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    command = [sys.executable, *(["script.py"] if by == "file" else [])]
+    where = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}}
+    done = subprocess.run(command, input=UNGUARDED, capture_output=True, text=True, timeout=60, **where)
+    assert (done.returncode, done.stdout) == (0, "(4, 64, 64, 3)\n"), done.stderr
+
+
+def hostile_to_pool(number: int) -> int:
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if number == 2:
+        time.sleep(60)
+    return number
+
+
+def test_a_pool_that_stays_loses_a_job_and_not_its_workers():
+    pool = Pool(Guard(seconds=4.0, memory_bytes=2 << 30, lost=lost), workers=2)
+    try:
+        for _ in range(2):
+            jobs = [pool.submit(hostile_to_pool, number) for number in range(6)]
+            with pytest.raises(VideoError, match=r"1: crashes the process that reads it \(SIGSEGV\)$"):
+                jobs[1].result()
+            with pytest.raises(VideoError, match=r"2: takes longer than 4 s$"):
+                jobs[2].result()
+            assert [job.result() for number, job in enumerate(jobs) if number not in (1, 2)] == [0, 3, 4, 5]
+    finally:
+        pool.close()
+
+
+def pid_of(number: int) -> int:
+    time.sleep(0.1)
+    return os.getpid()
+
+
+def test_workers_that_die_with_nothing_to_do_are_replaced():
+    pool = Pool(Guard(seconds=4.0, memory_bytes=2 << 30, lost=lost), workers=2)
+    try:
+        for _ in range(3):
+            workers = {job.result() for job in [pool.submit(pid_of, number) for number in range(8)]}
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
+            time.sleep(0.5)
+    finally:
+        pool.close()
 
 
 def wait_for(done, *, seconds: float = 30.0) -> None:
