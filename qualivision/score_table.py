@@ -150,8 +150,9 @@ class ScoreTable:
             return
         try:
             for row in _READERS[self.path.suffix](self.path):
-                if set(row) != set(COLUMNS) or not isinstance(row["video_name"], str):
-                    raise ValueError(f"its columns are {', '.join(map(str, row))}")
+                _check_columns(row)
+                if not isinstance(row["video_name"], str):
+                    raise ValueError(f"video_name is {row['video_name']!r}")
                 yield row
         except (ValueError, TypeError, KeyError, csv.Error) as err:  # pyarrow's errors are ValueErrors
             cause = str(err).partition("\n")[0]
@@ -230,10 +231,16 @@ def _lines(journal: Path) -> Iterator[tuple[Row, int, int]]:
             start += len(line)
 
 
+def _check_columns(columns: Iterable[str] | None) -> None:
+    if set(columns or ()) != set(COLUMNS):
+        raise ValueError(f"its columns are {', '.join(map(str, columns or ())) or 'none'}")
+
+
 def _read_parquet(path: Path) -> Iterator[Row]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
+        _check_columns(file.schema_arrow.names)
         for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
             yield from batch.to_pylist()
 
@@ -251,7 +258,9 @@ def _write_parquet(file: IO[bytes], rows: Iterator[Row]) -> None:
 
 def _read_csv(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, strict=True):
+        reader = csv.DictReader(file, strict=True)
+        _check_columns(reader.fieldnames)
+        for row in reader:
             for column in PREDICTED_COLUMNS:
                 row[column] = float(row[column]) if row[column] else None
             for column in ("size", "mtime_ns"):
