@@ -181,8 +181,8 @@ def _log_model(checkpoint: Path, metrics_file: Path) -> Any:
 
     package = Path(qualivision.__file__).parent
     signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "video"), ColSpec(DataType.string, "prompt")]),
-        outputs=Schema([ColSpec(DataType.double, dimension) for dimension in DIMENSIONS]),
+        inputs=Schema([ColSpec(DataType.binary, "video"), ColSpec(DataType.string, "prompt")]),
+        outputs=Schema([*(ColSpec(DataType.double, name) for name in DIMENSIONS), ColSpec(DataType.string, "error")]),
     )
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         # MLflow asks for an example, and given one it loads the model to score it: there is no such video.

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import mlflow
-import pandas as pd
 import pytest
 from small_models import FRAMES, write_checkpoint, write_clip
 
@@ -367,32 +366,6 @@ def test_module_level_score_returns_five_values_by_the_champion(champion, clip):
     assert isinstance(found, qualivision.Scores)
     assert values(found) == values(champion.score(clip, prompt=PROMPT))
     assert set(found.as_dict()["scores"]) == set(DIMENSIONS)
-
-
-@pytest.fixture(scope="module")
-def served(place, champion):
-    return mlflow.pyfunc.load_model(f"models:/qualivision@{CHAMPION}")
-
-
-def request(*rows: tuple[str, str | None]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["video", "prompt"])
-
-
-def test_served_model_gives_the_scores_of_the_scorer(served, champion, clip):
-    other = "A dog"
-    found = served.predict(request((str(clip), PROMPT), (str(clip), other)))
-    assert list(found.columns) == list(DIMENSIONS)
-    assert found.to_numpy().tolist() == [values(champion.score(clip, prompt=prompt)) for prompt in (PROMPT, other)]
-
-
-def test_served_model_refuses_a_missing_prompt(served, clip):
-    with pytest.raises(Exception, match="prompt"):
-        served.predict(request((str(clip), PROMPT), (str(clip), None)))
-
-
-def test_served_model_names_a_video_that_cannot_be_read(served, tmp_path):
-    with pytest.raises(VideoError, match=r"none\.mp4: no such file"):
-        served.predict(request((str(tmp_path / "none.mp4"), PROMPT)))
 
 
 def test_nothing_is_written_outside_the_store(place, registered):
