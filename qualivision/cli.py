@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -18,10 +21,17 @@ from qualivision import environment
 from qualivision.errors import QualiVisionError, leaves
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from qualivision.batch import Asked, Found
     from qualivision.gate import Judged
     from qualivision.registry import Entry
-    from qualivision.scoring import Scores
+    from qualivision.scoring import Scorer, Scores
     from qualivision.settings import Settings
+
+    Judging = Callable[[Iterable[tuple[str, Asked]]], Iterator[tuple[str, Found]]]
+
+T = TypeVar("T")
 
 app = typer.Typer(
     name="qualivision",
@@ -354,8 +364,8 @@ def _age(seconds: float) -> str:
 
 @app.command()
 def score(
-    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files.")],
-    prompt: Annotated[str | None, typer.Option(help="The prompt of all the videos.")] = None,
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO...", help="Video files, and folders of them.")],
+    prompt: Annotated[str | None, typer.Option(help="The prompt of all the videos; not for folders.")] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="A CSV file with columns video_name and Prompt, for several videos.")
     ] = None,
@@ -363,49 +373,158 @@ def score(
         str | None, typer.Option(help="A checkpoint folder or an MLflow model URI; by default the champion.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write a table: .parquet, .csv or .jsonl. Interrupted, it goes on where it was.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Make every row of --out again.")] = False,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Clips that go through the model at once; by default 1, on a GPU 8.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that decode; by default as the cores allow.")
+    ] = None,
 ) -> None:
-    """Score videos against their prompts. Exit 1 when a video could not be scored; the others still are."""
-    from qualivision.scoring import Scorer, Scores
+    """Score videos against their prompts. Exit 1 when a video could not be scored; the others still are.
 
+    Of a folder, every row of the table is scored: video_name is a file's path below the folder, or its name alone at
+    any depth. With --out, a row that is there is made again only when its video or its prompt has changed, or when it
+    failed.
+    """
     if (prompt is None) == (prompts is None):
         raise typer.BadParameter("give either --prompt TEXT or --prompts FILE.csv")
-    items, failures = _with_prompts(videos, prompt, prompts)
-    for failure in failures:
-        sys.stderr.write(f"{failure}\n")
-    scored: list[Scores] = []
-    for found in Scorer(model).score_many(items) if items else ():
-        if not isinstance(found, Scores):
-            failures.append(str(found))
-            sys.stderr.write(f"{found}\n")
-        elif as_json:
-            say(json.dumps(found.as_dict(), ensure_ascii=False))
-        else:
-            scored.append(found)
-    if scored:
-        _print_scores(scored)
-    if failures:
+    if prompt is not None and not prompt.strip():
+        raise typer.BadParameter("the prompt is blank; a score is always against a prompt", param_hint="--prompt")
+    if folder := next((path for path in videos if prompts is None and path.is_dir()), None):
+        raise typer.BadParameter(f"{folder} is a folder: its videos need --prompts FILE.csv", param_hint="--prompt")
+    if out is None and overwrite:
+        raise typer.BadParameter("there is nothing to overwrite without --out", param_hint="--overwrite")
+    if out is not None and as_json:
+        raise typer.BadParameter("a table of JSON lines is --out FILE.jsonl", param_hint="--json")
+    engine = _Engine(model, batch, workers)
+    if out is None:
+        failed = _score_to_stdout(videos, prompt, prompts, engine, as_json=as_json)
+    else:
+        failed = _score_to_table(videos, prompt, prompts, engine, out, overwrite=overwrite)
+    if failed:
         raise typer.Exit(1)
 
 
-def _with_prompts(
-    videos: list[Path], prompt: str | None, table: Path | None
-) -> tuple[list[tuple[str | Path, str]], list[str]]:
-    """Each video with its prompt; and a line for each that has none."""
-    if prompt is not None:
-        if not prompt.strip():
-            raise typer.BadParameter("the prompt is blank; a score is always against a prompt", param_hint="--prompt")
-        return [(video, prompt) for video in videos], []
-    from qualivision.labels import read_labels
+@dataclass(frozen=True)
+class _Engine:
+    """What `score` scores with, before anything is loaded."""
 
+    model: str | None
+    batch: int | None
+    workers: int | None
+
+    @contextmanager
+    def start(self, videos: int) -> Iterator[tuple[Scorer, Judging]]:
+        """The model, and what scores (name, video) after (name, video) with it."""
+        from qualivision.batch import judged, share_cores
+        from qualivision.decoding import Decoders
+        from qualivision.scoring import Scorer
+        from qualivision.settings import PARAMS_FILE, DecodeSettings, load_settings
+
+        limits = load_settings().decode if PARAMS_FILE.exists() else DecodeSettings()
+        decoders = Decoders(limits, workers=share_cores(videos, self.workers))
+        try:
+            decoders.warm()  # while the model loads
+            scorer = Scorer(self.model)
+            batch = self.batch or (1 if scorer.device == "cpu" else 8)
+            yield scorer, partial(judged, scorer, decoders, batch=batch)
+        finally:
+            decoders.close()
+
+
+def _complain(line: object) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def _score_to_stdout(
+    videos: list[Path], prompt: str | None, prompts: Path | None, engine: _Engine, *, as_json: bool
+) -> int:
+    """Score and print, in the order in which the videos were given; returns how many failed."""
+    from qualivision.scoring import Scores
+
+    items, failed = _with_prompts(videos, prompt, prompts)
+    scored: list[Scores] = []
+    if items:
+        with engine.start(len(items)) as (_, judged):
+            for found in _in_order(judged((str(number), item) for number, item in enumerate(items))):
+                if not isinstance(found, Scores):
+                    failed += 1
+                    _complain(found)
+                elif as_json:
+                    say(json.dumps(found.as_dict(), ensure_ascii=False))
+                else:
+                    scored.append(found)
+    if scored:
+        _print_scores(scored)
+    return failed
+
+
+def _in_order(found: Iterator[tuple[str, T]]) -> Iterator[T]:
+    """What is numbered, by its numbers."""
+    early: dict[str, T] = {}
+    following = 0
+    for number, item in found:
+        early[number] = item
+        while str(following) in early:
+            yield early.pop(str(following))
+            following += 1
+
+
+def _with_prompts(videos: list[Path], prompt: str | None, table: Path | None) -> tuple[list[Asked], int]:
+    """Each video with its prompt, in order, and how many can't be scored: lines say which."""
+    from qualivision.batch import Asked, plan, read_prompts
+
+    if prompt is not None:
+        return [Asked(prompt, str(video)) for video in videos], 0
     assert table is not None
-    rows = read_labels(table, require_mos=False)
-    known = {
-        name: text
-        for name, text in zip(rows["video_name"], rows["Prompt"], strict=True)
-        if isinstance(text, str) and text.strip()
-    }
-    items: list[tuple[str | Path, str]] = [(video, known[video.name]) for video in videos if video.name in known]
-    return items, [f"{video}: has no prompt in {table}" for video in videos if video.name not in known]
+    known, amiss = read_prompts(table)
+    items: list[Asked] = []
+    failed = 0
+    for video in videos:
+        if video.is_dir():
+            asked = plan([video], table)
+            good = [item for item in asked.videos.values() if not item.error]
+            failed += len(asked.videos) - len(good)
+            items += good
+            for line in asked.notes:
+                _complain(line)
+        elif video.name not in amiss and known.get(video.name, "").strip():
+            items.append(Asked(known[video.name], str(video)))
+        else:
+            failed += 1
+            _complain(f"{video}: {amiss.get(video.name, f'has no prompt in {table}')}")
+    return items, failed
+
+
+def _score_to_table(
+    videos: list[Path], prompt: str | None, prompts: Path | None, engine: _Engine, out: Path, *, overwrite: bool
+) -> int:
+    """Score into a table, going on with what is there; returns how many failed."""
+    from qualivision import batch
+    from qualivision.progress import progress
+    from qualivision.score_table import SUFFIXES, open_table
+
+    if out.suffix not in SUFFIXES:
+        raise typer.BadParameter(f"{out} is none of {', '.join(SUFFIXES)}", param_hint="--out")
+    if prompts is not None:
+        asked = batch.plan(videos, prompts)
+    else:
+        assert prompt is not None
+        asked = batch.plan_of_files(videos, prompt)
+    for line in (*asked.unasked, *asked.notes):
+        _complain(line)
+    if not asked.videos:
+        return len(asked.unasked)
+    with engine.start(len(asked.videos)) as (scorer, judged):
+        model = batch.model_name(scorer)
+        with open_table(out, model, overwrite=overwrite) as table, progress("score") as advance:
+            done = batch.fill(table, asked.videos, judged, model=model, advance=advance, complain=_complain)
+    say(f"score: {out}: {done}")
+    return done.failed + len(asked.unasked)
 
 
 def _print_scores(scored: list[Scores]) -> None:

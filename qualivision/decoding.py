@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from qualivision import video
-from qualivision.workers import Pool
+from qualivision.workers import Pool, cores
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,13 @@ class Decoders:
     def __init__(self, limits: DecodeSettings, *, bounds: Bounds | None = None, workers: int | None = None) -> None:
         self._decoder = limits.decoder
         self._bounds = bounds
-        self._pool = Pool(video.decoding_guard(limits), workers=workers)
+        self.workers = workers or cores()
+        self._pool = Pool(video.decoding_guard(limits), workers=self.workers)
+
+    def warm(self) -> None:
+        """Start the processes and what they import, for a caller that has something else to do meanwhile."""
+        for _ in range(self.workers):
+            self._pool.submit(_import)
 
     def frames(self, path: Path, spec: FrameSpec) -> Future[Frames]:
         """The frames of a video (see `video.read_frames`), or a VideoError; the file has to stay until then."""
@@ -40,6 +46,13 @@ class Decoders:
     def close(self) -> None:
         """Stop the processes; what was not done by then fails."""
         self._pool.close()
+
+
+def _import() -> None:
+    import av  # noqa: F401 - what reading needs, a second's work
+    import torch
+
+    torch.set_num_threads(1)  # as in a worker that had it when it settled
 
 
 def _read(path: Path, spec: FrameSpec, decoder: str, bounds: Bounds | None) -> Frames:

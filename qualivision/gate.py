@@ -7,7 +7,6 @@ What a verdict follows from is `evaluation/verdict.py`'s; where it is kept, `reg
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 _BATCH = 32
-_AHEAD = 8
 
 
 def judge(version: int | None, settings: Settings, data: Path, *, advance: Callable[[str], Advance]) -> Judged:
@@ -173,19 +171,20 @@ class TestRows:
         return predict(model, rows, batch_size=_BATCH)
 
     def _by_videos(self, checkpoint: Path, advance: Advance) -> Floats:
-        """By the videos: each is decoded while the model is at those before it."""
-        from qualivision.scoring import Scorer
+        """By the videos, as `qualivision score` does it."""
+        from qualivision.batch import Asked, judged, share_cores
+        from qualivision.scoring import Scorer, Scores
 
-        scorer, decoders = Scorer(checkpoint), Decoders(self.limits)
-        videos, found = self._videos(), []
+        decoders = Decoders(self.limits, workers=share_cores(len(self.table)))
+        found: dict[str, list[float]] = {}
         try:
-            waiting = deque(decoders.frames(video, scorer.spec) for video in videos[:_AHEAD])
-            for row, (video, prompt) in enumerate(zip(videos, self.prompts, strict=True)):
-                frames = waiting.popleft().result()
-                waiting += [decoders.frames(ahead, scorer.spec) for ahead in videos[row + _AHEAD : row + _AHEAD + 1]]
-                values = scorer.judge([(video.name, prompt, frames)])[0].values
-                found.append([values[dimension] for dimension in DIMENSIONS])
-                advance(row + 1, len(videos))
+            asked = zip(self._videos(), self.prompts, strict=True)
+            rows = ((str(row), Asked(prompt, str(video))) for row, (video, prompt) in enumerate(asked))
+            for row, scores in judged(Scorer(checkpoint), decoders, rows):
+                if not isinstance(scores, Scores):
+                    raise scores
+                found[row] = [scores[dimension] for dimension in DIMENSIONS]
+                advance(len(found), len(self.table))
         finally:
             decoders.close()
-        return np.array(found, dtype=np.float64)
+        return np.array([found[str(row)] for row in range(len(self.table))], dtype=np.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,6 +15,19 @@ if TYPE_CHECKING:
     """Called as `advance(done, total)`."""
 
 PLAIN_INTERVAL_SECONDS = 10.0
+
+
+class _Pace:
+    """How fast work goes on, since it was first told of."""
+
+    _start: tuple[float, int] | None = None
+
+    def per_second(self, done: int) -> float:
+        """0 until something is done."""
+        now = time.monotonic()
+        self._start = self._start or (now, done)
+        began, before = self._start
+        return (done - before) / (now - began) if now > began else 0.0
 
 
 @contextmanager
@@ -37,20 +51,33 @@ def _bar(label: str, unit: str) -> Iterator[Advance]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    rate, left = TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
+    pace = _Pace()
+    with Progress(*columns, rate, left, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=None, rate="")
+
+        def advance(done: int, total: int) -> None:
+            per_second = pace.per_second(done)
+            bar.update(task, completed=done, total=total, rate=f"{per_second:.3g} {unit}/s" if per_second else "")
+
+        yield advance
 
 
 @contextmanager
 def _lines(label: str, unit: str) -> Iterator[Advance]:
     last = time.monotonic()
+    pace = _Pace()
 
     def advance(done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
+        per_second = pace.per_second(done)
         if now - last >= PLAIN_INTERVAL_SECONDS and done < total:
             last = now
-            sys.stderr.write(f"{label}: {done} of {total} {unit}\n")
+            line = f"{label}: {done} of {total} {unit}"
+            if per_second:
+                left = timedelta(seconds=round((total - done) / per_second))
+                line += f", {per_second:.3g} {unit}/s, {left} left"
+            sys.stderr.write(f"{line}\n")
 
     yield advance

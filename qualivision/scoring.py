@@ -70,12 +70,17 @@ class Scorer:
         from qualivision.prompts import PromptEncoder
         from qualivision.training.checkpoint import load_checkpoint
 
-        folder, self.name = _locate(model)
-        self._model, self.card = load_checkpoint(folder, with_stem=True)
+        self.folder, self.name = _locate(model)
+        self._model, self.card = load_checkpoint(self.folder, with_stem=True)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model.to(self._device)
         self._encoder = PromptEncoder(self.card.text.encoder, device=str(self._device))
         self._embed = lru_cache(maxsize=4096)(self._embed_one)
+
+    @property
+    def device(self) -> str:
+        """Where the model runs, as torch names devices."""
+        return str(self._device)
 
     @property
     def spec(self) -> FrameSpec:

@@ -75,6 +75,10 @@ class VideoError(QualiVisionError):
         return type(self), (self.path, self.cause)  # so that it survives the way back from a worker process
 
 
+class LostVideoError(VideoError):
+    """A video that took the process that read it with it, by a crash or past its limit of time; maybe by chance."""
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """What is to be known of a video without looking at all of it; sizes in pixels, as it is shown (rotated)."""
@@ -153,10 +157,10 @@ def sample(path: Path, count: int, *, decoder: Literal["pyav", "decord"] = "pyav
 
 
 def decoding_guard(limits: DecodeSettings) -> Guard:
-    """What holds jobs whose first argument is a video from outside: one that is lost becomes a VideoError."""
+    """What holds jobs whose first argument is a video from outside: one that is lost becomes a LostVideoError."""
     from qualivision.workers import Guard
 
-    return Guard(limits.seconds, int(limits.memory_gb * 2**30), lambda job, cause: VideoError(job[0], cause))
+    return Guard(limits.seconds, int(limits.memory_gb * 2**30), lambda job, cause: LostVideoError(job[0], cause))
 
 
 def resize(frames: Frames, height: int, width: int) -> Frames:

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,7 @@ def postgresql(folder: Path) -> Iterator[str]:
     """A PostgreSQL server with an empty database; yields its URI for SQLAlchemy."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     needed(found, "PostgreSQL (Debian's package postgresql)")
-    pytest.importorskip("psycopg2", reason="psycopg2-binary is not installed")
+    needed(find_spec("psycopg2"), "psycopg2 (requirements-test.lock)")
     programs, data = found[-1].parent, folder / "postgresql"
     data.mkdir()
     how: dict[str, object] = {"cwd": "/"}
@@ -111,7 +112,9 @@ def browser(folder: Path):
     """Chromium without a screen, driven by Selenium."""
     programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
     needed(all(programs.values()), "Chromium (Debian's packages chromium and chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    needed(find_spec("selenium"), "Selenium (requirements-test.lock)")
+    from selenium import webdriver
+
     options = webdriver.ChromeOptions()
     options.binary_location = programs["chromium"]
     for argument in (

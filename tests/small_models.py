@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import av
+import mlflow
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
+from qualivision import tracking
 from qualivision.frames import clip_name, stem_cache
 from qualivision.labels import DIMENSIONS, MOS_COLUMNS, labels_path, videos_dir
 from qualivision.models.factory import base_hash, build_model
@@ -24,6 +29,8 @@ from qualivision.training.checkpoint import ModelCard, checkpoint_id, save_check
 from qualivision.training.data import ClipSet
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from qualivision.models.quality import Activations, QualityModel
 
 FUSIONS = ("quality-aware", "concatenation")
@@ -195,3 +202,18 @@ def write_rated_videos(data: Path, checkpoint: Path, *, clips: dict[str, int]) -
         path = labels_path(data, split)
         path.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows, columns=["video_name", "Prompt", *MOS_COLUMNS]).to_csv(path, index=False)
+
+
+@contextmanager
+def own_store(folder: Path) -> Iterator[Path]:
+    """A working folder with an MLflow store of its own; what a loaded pyfunc does to `sys.path` is undone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        patch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
+        patch.setattr(tracking, "STATE", folder / "state")
+        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+        tracking.client()
+        yield folder
+        mlflow.set_tracking_uri(None)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from small_models import FRAMES, network, write_checkpoint, write_clip, write_evaluation, write_rated_videos
+from small_models import FRAMES, network, own_store, write_checkpoint, write_clip, write_evaluation, write_rated_videos
 
-from qualivision import gate, registry, tracking
+from qualivision import gate, registry
 from qualivision.frames import fill_frames, fill_stems, frame_cache, stem_cache
 from qualivision.labels import DIMENSIONS, LabelError, labels_path, videos_dir
 from qualivision.models.factory import stem_fingerprint
@@ -37,21 +35,13 @@ def quietly(done: int, total: int) -> None:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A working folder: params.yaml, clips whose raters agree with checkpoint `good`, an empty MLflow store."""
-    folder = tmp_path_factory.mktemp("gate")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "path", list(sys.path))
-        patch.setenv("MLFLOW_TRACKING_URI", "")
-        patch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
-        patch.setattr(tracking, "STATE", folder / "state")
+    with own_store(tmp_path_factory.mktemp("gate")) as folder:
         params = yaml.safe_load((ROOT / "params.yaml").read_text())
         params["registry"]["name"] = SETTINGS.name
         params["promote"] |= {"resamples": 200, "min_gain_over_no_video": -2.0}
         Path("params.yaml").write_text(yaml.safe_dump(params))
-        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
         write_rated_videos(Path("data"), write_checkpoint(Path("good")), clips=CLIPS)
         yield folder
-        mlflow.set_tracking_uri(None)
 
 
 def put(seed: int) -> int:

@@ -19,7 +19,10 @@ def test_without_a_terminal_a_plain_line_comes_now_and_then(monkeypatch, capsys)
             now = done * PLAIN_INTERVAL_SECONDS / 40
             advance(done, 100)
     written = capsys.readouterr()
-    assert written.err.splitlines() == ["decoding: 40 of 100 clips", "decoding: 80 of 100 clips"]
+    assert written.err.splitlines() == [
+        "decoding: 40 of 100 clips, 4 clips/s, 0:00:15 left",
+        "decoding: 80 of 100 clips, 4 clips/s, 0:00:05 left",
+    ]
     assert written.out == ""
 
 
@@ -38,9 +41,11 @@ def test_on_a_terminal_a_bar_names_work_and_unit(monkeypatch, capsys, total):
 
     monkeypatch.setattr(sys, "stderr", Terminal())
     with progress("decoding", unit="epochs") as advance:
+        advance(0, total)
         advance(total, total)
     shown = sys.stderr.getvalue()
     assert "decoding" in shown
     assert f"{total}/{total}" in shown
     assert "epochs" in shown
+    assert ("epochs/s" in shown) == (total > 0)
     assert capsys.readouterr().out == ""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
-from small_models import FRAMES, write_checkpoint, write_clip, write_evaluation
+from small_models import FRAMES, own_store, write_checkpoint, write_clip, write_evaluation
 
 import qualivision
 from qualivision import registry, scoring, tracking
@@ -42,17 +41,8 @@ GOOD = 0.6
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A working folder with an MLflow store of its own, and no params.yaml."""
-    folder = tmp_path_factory.mktemp("registry")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "path", list(sys.path))  # a loaded pyfunc puts its copy of the package first
-        patch.setenv("MLFLOW_TRACKING_URI", "")
-        patch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
-        patch.setattr(tracking, "STATE", folder / "state")
-        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
-        tracking.client()
+    with own_store(tmp_path_factory.mktemp("registry")) as folder:
         yield folder
-        mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="module")

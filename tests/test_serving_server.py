@@ -15,11 +15,10 @@ import threading
 import time
 from pathlib import Path
 
-import mlflow
 import pytest
 import yaml
 from serving_parts import FORM_TYPE, PROMPT, form
-from small_models import write_checkpoint, write_clip, write_evaluation
+from small_models import own_store, write_checkpoint, write_clip, write_evaluation
 
 from qualivision import tracking
 from qualivision.registry import meant, promote, register
@@ -97,17 +96,10 @@ class Server:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A project folder with an MLflow store and small limits."""
-    folder = tmp_path_factory.mktemp("server")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    (folder / "params.yaml").write_text(yaml.safe_dump({**params, "serve": SERVE}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        patch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
-        patch.setattr(tracking, "STATE", folder / "state")
-        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+    with own_store(tmp_path_factory.mktemp("server")) as folder:
+        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        Path("params.yaml").write_text(yaml.safe_dump({**params, "serve": SERVE}))
         yield folder
-        mlflow.set_tracking_uri(None)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from qualivision.decoding import Decoders
 from qualivision.errors import QualiVisionError
-from qualivision.video import Bounds, VideoError
+from qualivision.video import Bounds, LostVideoError, VideoError
 from qualivision.workers import cores
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Engine:
         err = decoding.exception()
         if isinstance(err, VideoError):
             self._metrics.refused.inc()
-            if _took_its_process(err):
+            if isinstance(err, LostVideoError):
                 self._metrics.lost.inc()
         if err is None and not clip.outcome.cancelled():
             self._ready.put((clip, decoding.result()))
@@ -251,8 +251,3 @@ class Engine:
         for (clip, _), scores in zip(wanted, found, strict=True):
             self._leave(clip)
             clip.outcome.set_result(scores)
-
-
-def _took_its_process(err: VideoError) -> bool:
-    """Whether a video was lost with its process, by what `workers` says of those."""
-    return err.cause.startswith(("crashes the process", "takes longer than"))

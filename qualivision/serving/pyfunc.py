@@ -61,7 +61,9 @@ class QualityScorer(PythonModel):
         """
         rows = list(zip(model_input["video"], model_input["prompt"], strict=True))
         found = [row for start in range(0, len(rows), _AT_ONCE) for row in self._score(rows[start : start + _AT_ONCE])]
-        return pd.DataFrame(found, columns=[*DIMENSIONS, "error"], index=model_input.index)
+        table = pd.DataFrame(found, columns=[*DIMENSIONS, "error"], index=model_input.index)
+        # None and not NaN, which MLflow's server would put into its answer as it is: that is no JSON.
+        return table.astype(object).where(table.notna(), None) if table["error"].any() else table
 
     def _score(self, rows: Iterable[tuple[object, object]]) -> Iterator[dict[str, Any]]:
         with tempfile.TemporaryDirectory(prefix="qualivision-") as folder:
