@@ -2,7 +2,7 @@
 
     python benchmarks/batch.py FOLDER PROMPTS.csv --clips 200 --rounds 2
 
-Prints clips a second of each round, their ratio, and the most memory that each process held.
+Prints clips a second of each round, their ratio, and the most memory that the process with the model held.
 """
 
 from __future__ import annotations
@@ -28,23 +28,19 @@ def main() -> None:
     environment.prepare()
     environment.keep_freed_memory()
 
-    import torch
-
-    from qualivision.batch import judged, plan, share_cores
+    from qualivision.batch import decoding_processes, judged, plan
     from qualivision.decoding import Decoders
     from qualivision.scoring import Scorer
     from qualivision.settings import DecodeSettings
 
     videos = dict(islice(plan([options.folder], options.prompts).videos.items(), options.clips))
-    threads = torch.get_num_threads()
     scorer = Scorer(options.model)
     ratios = []
     for _ in range(options.rounds + 1):  # the first one warms up
-        torch.set_num_threads(threads)
         start = time.perf_counter()
         alone = {name: scorer.score(asked.path, prompt=asked.prompt) for name, asked in videos.items()}
         one_by_one = len(videos) / (time.perf_counter() - start)
-        decoders = Decoders(DecodeSettings(), workers=share_cores(len(videos)))
+        decoders = Decoders(DecodeSettings(), workers=decoding_processes(len(videos)))
         try:
             start = time.perf_counter()
             together = dict(judged(scorer, decoders, videos.items()))
@@ -54,9 +50,8 @@ def main() -> None:
         differ = max(abs(alone[name][key] - together[name][key]) for name in videos for key in alone[name].values)
         ratios.append(ahead / one_by_one)
         print(f"one by one {one_by_one:.2f}, ahead {ahead:.2f} clips/s: {ratios[-1]:.2f}; differ by {differ:.1e}")
-    kilobytes = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(f"median ratio {statistics.median(ratios[1:]):.2f}; at most {kilobytes[0] / 1e6:.2f} GB here,")
-    print(f"{kilobytes[1] / 1e6:.2f} GB in a worker")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"median ratio {statistics.median(ratios[1:]):.2f}; at most {peak:.2f} GB in this process")
 
 
 if __name__ == "__main__":

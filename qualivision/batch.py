@@ -163,18 +163,11 @@ def _find(folders: list[Path], prompts: dict[str, str], paths: dict[str, str], a
     return others
 
 
-def share_cores(videos: int, workers: int | None = None) -> int:
-    """How many processes shall decode so many videos; without a GPU, torch gets the cores that they leave.
-
-    More threads than cores would wait for each other by spinning: on 2 cores, a third of the rate.
-    """
+def decoding_processes(videos: int) -> int:
+    """How many processes shall decode so many videos: one a core, or half of that where the model runs on them too."""
     import torch
 
-    on_gpu = torch.cuda.is_available()
-    workers = min(workers or max(1, cores() if on_gpu else cores() // 2), videos)
-    if not on_gpu and videos > 1:
-        torch.set_num_threads(max(1, cores() - workers))
-    return workers
+    return min(cores() if torch.cuda.is_available() else max(1, cores() // 2), videos)
 
 
 def judged(

@@ -420,13 +420,13 @@ class _Engine:
     @contextmanager
     def start(self, videos: int) -> Iterator[tuple[Scorer, Judging]]:
         """The model, and what scores (name, video) after (name, video) with it."""
-        from qualivision.batch import judged, share_cores
+        from qualivision.batch import decoding_processes, judged
         from qualivision.decoding import Decoders
         from qualivision.scoring import Scorer
         from qualivision.settings import PARAMS_FILE, DecodeSettings, load_settings
 
         limits = load_settings().decode if PARAMS_FILE.exists() else DecodeSettings()
-        decoders = Decoders(limits, workers=share_cores(videos, self.workers))
+        decoders = Decoders(limits, workers=self.workers or decoding_processes(videos))
         try:
             decoders.warm()  # while the model loads
             scorer = Scorer(self.model)

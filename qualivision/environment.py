@@ -28,6 +28,8 @@ def prepare(state: Path = STATE) -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for results
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        # Threads that wait shall not spin: beside processes that decode they would take the cores from them.
+        "OMP_WAIT_POLICY": "PASSIVE",
         "MPLCONFIGDIR": f"{state}/matplotlib",
         "PREFECT_HOME": f"{state}/prefect",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
