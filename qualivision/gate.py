@@ -172,10 +172,10 @@ class TestRows:
 
     def _by_videos(self, checkpoint: Path, advance: Advance) -> Floats:
         """By the videos, as `qualivision score` does it."""
-        from qualivision.batch import Asked, judged, share_cores
+        from qualivision.batch import Asked, decoding_processes, judged
         from qualivision.scoring import Scorer, Scores
 
-        decoders = Decoders(self.limits, workers=share_cores(len(self.table)))
+        decoders = Decoders(self.limits, workers=decoding_processes(len(self.table)))
         found: dict[str, list[float]] = {}
         try:
             asked = zip(self._videos(), self.prompts, strict=True)
