@@ -39,6 +39,7 @@ class GuardedProtocol(H11Protocol):
     most_connections: int
     _timer: asyncio.TimerHandle | None = None
     _unsent: asyncio.TimerHandle | None = None
+    _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client is there; its headers have to follow."""
@@ -46,14 +47,15 @@ class GuardedProtocol(H11Protocol):
         transport.set_write_buffer_limits(high=0)  # so that we are told of every byte that is not taken
         if len(self.connections) > self.most_connections:
             self._refuse(
-                Refusal(503, "too_many_connections", "too many connections are open; try again", {"Retry-After": "5"})
+                Refusal(503, "too_many_connections", "too many connections are open; try again", {"Retry-After": "5"}),
+                linger_seconds=0.0,  # or they would be open all the same
             )
             return
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
         """Bytes came: the end of some headers, the beginning of the next, or of a body."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._refused:
             return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
@@ -101,11 +103,14 @@ class GuardedProtocol(H11Protocol):
         message = f"the headers did not arrive within {self.header_seconds:g} s; send them at once"
         self._refuse(Refusal(408, "too_slow", message))
 
-    def _refuse(self, refusal: Refusal) -> None:
-        """Answer without any application, and close."""
+    def _refuse(self, refusal: Refusal, *, linger_seconds: float = 1.0) -> None:
+        """Answer without any application, and close; not at once, for a client that is cut off while it sends may miss
+        the answer.
+        """
         self._stop_timer()
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._refused:
             return
+        self._refused = True
         body = refusal.body()
         headers = {
             "content-type": "application/json",
@@ -125,4 +130,8 @@ class GuardedProtocol(H11Protocol):
                 self.transport.write(self.conn.send(event))
         except h11.LocalProtocolError:
             pass  # an answer is under way already
-        self.transport.close()
+        if linger_seconds:
+            self.transport.write_eof()
+            self.loop.call_later(linger_seconds, self.transport.close)
+        else:
+            self.transport.close()
