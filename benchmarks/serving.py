@@ -149,7 +149,7 @@ def approval(folder: Path, checkpoint: Path, report: Path) -> tuple[dict[str, Pa
     from qualivision.settings import load_settings
 
     settings = load_settings()
-    fair = made_worse(checkpoint, folder / "fair", 0.2)
+    fair = made_worse(checkpoint, folder / "fair", 0.5)
     bad = made_worse(checkpoint, folder / "bad", 1.0)
     found, broken = {}, []
     for path, passes in ((fair, True), (checkpoint, True), (bad, False)):
