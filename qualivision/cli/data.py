@@ -1,0 +1,112 @@
+"""Bringing data in, and checking it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qualivision.cli.output import say
+
+app = typer.Typer()
+
+
+@app.command("sample-data")
+def sample_data(
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist, or be empty.")] = Path("data"),
+    prompts: Annotated[int, typer.Option(min=6, help="Prompts; each gives five clips.")] = 200,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+) -> None:
+    """Make a data set to try everything on: drawn and photographed scenes, known flaws, simulated raters."""
+    from qualivision.progress import progress
+    from qualivision.sample_data import make_sample_data
+
+    with progress("sample-data: rendering") as advance:
+        summary = make_sample_data(out, prompts=prompts, seed=seed, workers=workers, progress=advance)
+    say(f"sample-data: {summary}")
+
+
+@app.command()
+def validate(
+    data: Annotated[Path, typer.Option(help="The data folder.")] = Path("data"),
+    report: Annotated[
+        Path, typer.Option(help="Where validation.json, validation.html and the folder data-docs go.")
+    ] = Path("reports"),
+    docs: Annotated[bool, typer.Option("--docs", help="Open Great Expectations' Data Docs in a browser.")] = False,
+) -> None:
+    """Check label tables and videos; exit 1 when there is an error, so that nothing is trained on it."""
+    from qualivision.stages import validate as stage
+
+    found = stage.run(data, report)
+    say(found.as_text())
+    if docs:
+        say(f"validate: {stage.open_docs(report)}")
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@app.command("import-labels")
+def import_labels(
+    tables: Annotated[list[Path], typer.Argument(metavar="TABLE...", help="CSV or TSV files of a release.")],
+    out: Annotated[Path, typer.Option(help="Data folder to write; must not exist, or be empty.")] = Path("data"),
+    videos: Annotated[
+        Path | None, typer.Option(help="Folder of the videos, at any depth; linked, or copied from another disk.")
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(metavar="OURS=THEIRS", help="A column by its name, such as Overall_MOS=score5.")
+    ] = None,
+    shares: Annotated[str, typer.Option(help="Of the prompts, to train, val and test.")] = "80:10:10",
+    seed: Annotated[int, typer.Option(help="Equal tables and seeds split alike.")] = 0,
+    random_rows: Annotated[
+        bool, typer.Option("--random-rows", help="Split by rows and not by prompt. This leaks; it prints how much.")
+    ] = False,
+    report: Annotated[Path, typer.Option(help="Where import.json goes: every row that was dropped.")] = Path("reports"),
+) -> None:
+    """Turn a release's label tables into the layout that the stages read, split by prompt.
+
+    Every clip of a prompt goes to one split, and each split gets its share of every generator and of every stretch of
+    Overall. Rows that can't be used are dropped, and named with the reason.
+    """
+    from qualivision.cache import write_atomically
+    from qualivision.importing import ALIASES
+    from qualivision.importing import import_labels as run
+    from qualivision.progress import progress
+
+    columns = dict(pair.split("=", 1) for pair in column or () if "=" in pair)
+    if len(columns) != len(column or ()) or not columns.keys() <= ALIASES.keys():
+        raise typer.BadParameter(f"give OURS=THEIRS, where OURS is one of {', '.join(ALIASES)}", param_hint="--column")
+    parts = [float(part) if part.replace(".", "", 1).isdecimal() else 0.0 for part in shares.split(":")]
+    if len(parts) != 3 or min(parts) <= 0:
+        raise typer.BadParameter(f"{shares!r} is not three numbers above 0, such as 80:10:10", param_hint="--shares")
+    of = (parts[0] / sum(parts), parts[1] / sum(parts), parts[2] / sum(parts))
+    with progress("import-labels: placing videos") as advance:
+        done = run(
+            tables, out, advance=advance, videos=videos, columns=columns, shares=of, seed=seed, random_rows=random_rows
+        )
+    write_atomically(report / "import.json", done.as_json().encode())
+    say(done.as_text())
+    if done.leak:
+        sys.stderr.write(f"{done.leak}\n")
+
+
+labels = typer.Typer(help="Look at a label table before anything is learned from it.", no_args_is_help=True)
+app.add_typer(labels, name="labels")
+
+
+@labels.command("report")
+def labels_report(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A label table (CSV) with the five MOS columns.")],
+    out: Annotated[Path, typer.Option(help="Where labels.html and labels.json go.")] = Path("reports"),
+    encoder: Annotated[str, typer.Option(help="The sentence encoder of the no-video baseline.")] = "all-MiniLM-L6-v2",
+) -> None:
+    """Distributions, ties, what prompt and generator explain, and what can be predicted with no video at all."""
+    from qualivision.label_report import as_text, report_labels
+    from qualivision.progress import progress
+
+    with progress("labels report: predicting without video", "steps") as advance:
+        figures = report_labels(table, out, encoder=encoder, advance=advance)
+    say(as_text(figures))
+    say(f"labels report: {out / 'labels.html'}")
