@@ -36,15 +36,14 @@ def register(model: str) -> int:
 
 
 @task
-def gate(version: int) -> bool:
-    """Hold a version against the champion, and say so in Prefect's UI; returns whether it may take its place."""
+def gate(version: int) -> None:
+    """Hold a version against the champion, and show the verdict in Prefect's UI."""
     from qualivision.gate import judge
     from qualivision.stages import places
 
     verdict = judge(version, load_settings(), places.DATA, advance=lambda uri: lambda done, total: None).verdict
     create_markdown_artifact(key=f"gate-{version}", markdown=verdict.as_markdown(), description=verdict.line)
     get_run_logger().info(verdict.line)
-    return verdict.passed
 
 
 @task
@@ -72,20 +71,24 @@ def retrain() -> dict[str, object]:
     """Rebuild what changed, register the model that `deploy` of params.yaml names, and promote it if it may be.
 
     Returns:
-        Which stages ran, the version that came of it, and the champion's URI.
+        Which stages ran, the champion's URI, and why what came of it was not promoted.
     """
     settings = load_settings()
     ran = [stage for stage in ("validate",) if repro(stage)]
     for model in settings.models:
         ran += [name for stage in MODEL_STAGES if repro(name := f"{stage}@{model}")]
         show_metrics(model)
-    version = register(settings.deploy)
+    version, objection = register(settings.deploy), None
     champion = registry.version_of(registry.CHAMPION, settings.registry)
-    if version != champion and gate(version):
+    if version != champion:
+        if registry.needs_gate(version, settings.registry):
+            gate(version)
+        objection = registry.objection(version, settings.registry)
+    if version != champion and objection is None:
         promote(version)
         champion = version
-    uri = f"models:/{settings.registry.name}/"
-    return {"ran": ran, "version": f"{uri}{version}", "champion": f"{uri}{champion}" if champion else None}
+    uri = f"models:/{settings.registry.name}/{champion}" if champion else None
+    return {"ran": ran, "champion": uri, "objection": objection}
 
 
 def main() -> int:
@@ -101,11 +104,9 @@ def main() -> int:
         return 1
     ran = ", ".join(done["ran"]) if done["ran"] else "nothing: data, code and settings are unchanged"  # type: ignore[arg-type]
     sys.stdout.write(f"retrain: ran {ran}\n")
-    if done["champion"] == done["version"]:
-        sys.stdout.write(f"retrain: {done['champion']} is the champion\n")
-    else:
-        stays = f"{done['champion']} stays" if done["champion"] else "there is no champion"
-        sys.stdout.write(f"retrain: {done['version']} did not pass the gate; {stays}\n")
+    if done["objection"]:
+        sys.stdout.write(f"retrain: {done['objection']}\n")
+    sys.stdout.write(f"retrain: {done['champion'] or 'nobody'} is the champion\n")
     return 0
 
 

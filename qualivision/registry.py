@@ -39,10 +39,11 @@ HOW_TO_GET_ONE: Final = (
 PASSED: Final = "passed"
 REFUSED: Final = "refused"
 ROLLED_BACK: Final = "rolled back"
+OVERRIDDEN: Final = "overridden"
 
 FILES_TAG: Final = "qualivision.files"
 VERDICT_TAG: Final = "qualivision.verdict"
-"""`passed`, `refused` or `rolled back`; none before the gate."""
+"""`passed` or `refused`, and then `overridden` or `rolled back` by a person; none before the gate."""
 GATE_TAG: Final = "qualivision.gate"
 """The verdict with its tables, as JSON."""
 REPLACED_TAG: Final = "qualivision.replaced"
@@ -162,7 +163,8 @@ def record_verdict(version: int, verdict: Verdict, settings: RegistrySettings) -
     card = (found.description or "").partition(_GATE_TITLE)[0].rstrip()
     store.update_model_version(name, number, card[: DESCRIPTION_CHARACTERS - len(said)] + said)
     store.set_model_version_tag(name, number, GATE_TAG, json.dumps(verdict.as_dict()))
-    store.set_model_version_tag(name, number, VERDICT_TAG, PASSED if verdict.passed else REFUSED)
+    if found.tags.get(VERDICT_TAG) != ROLLED_BACK:  # what a person took back, no gate gives back
+        store.set_model_version_tag(name, number, VERDICT_TAG, PASSED if verdict.passed else REFUSED)
     _remember(store, settings, found, _event("judged", None, verdict.line))
 
 
@@ -228,6 +230,8 @@ def promote(
     event = _event("approved", who, why) if override is None else _event("approved against the gate", who, override)
     _remember(store, settings, found, event)
     number = str(version)
+    if override is not None:
+        store.set_model_version_tag(settings.name, number, VERDICT_TAG, OVERRIDDEN)
     if champion is not None:
         store.set_model_version_tag(settings.name, number, REPLACED_TAG, str(champion))
         store.set_registered_model_alias(settings.name, PREVIOUS, str(champion))
@@ -309,6 +313,16 @@ def fetch(uri: str | None) -> tuple[Path, str]:
     return checkpoint, resolved
 
 
+def objection(version: int, settings: RegistrySettings) -> str | None:
+    """Why `promote` would refuse a version; None where it would not. RegistryError when there is no such version."""
+    found = _get(tracking.client(), settings, version)
+    try:
+        _check_verdict(found, version_of(CHAMPION, settings), settings)
+    except RegistryError as err:
+        return str(err)
+    return None
+
+
 def needs_gate(version: int, settings: RegistrySettings) -> bool:
     """Whether a version was not held against the present champion yet."""
     verdict = verdict_of(version, settings)
@@ -322,7 +336,7 @@ def _check_verdict(found: ModelVersion, champion: int | None, settings: Registry
     otherwise = 'or promote it all the same with --override "REASON"'
     if found.tags.get(VERDICT_TAG) == ROLLED_BACK:
         why = next((event.why for event in reversed(_events(found)) if event.what.startswith(ROLLED_BACK)), "")
-        raise RegistryError(f"{uri}: was rolled back ({why}); judge it again with `qualivision gate`, {otherwise}")
+        raise RegistryError(f"{uri}: was rolled back ({why}); train another, {otherwise}")
     verdict = verdict_of(version, settings)
     if verdict is None or not is_current(verdict, champion, settings):
         against = f"models:/{settings.name}/{champion}" if champion else "the no-video baseline"

@@ -311,14 +311,29 @@ def test_rolling_back_goes_down_to_the_first_champion_and_says_why_on_both(place
     assert oldest.history[-1].what == "champion again, for 2"
 
 
-def test_what_was_rolled_back_is_not_promoted_again_by_its_old_verdict(place):
+def test_what_a_person_took_back_is_not_promoted_again_by_a_verdict_old_or_new(place):
     first, second = (put(place, "again", seed=seed).version for seed in range(2))
     approve(first, "again")
     approve(second, "again")
     registry.rollback(settings("again"), why="it flickers")
-    with pytest.raises(RegistryError, match=r"was rolled back \(it flickers\)"):
-        promote(second, settings("again"))
-    assert alias("again", CHAMPION) == first
+    for _ in range(2):
+        assert "was rolled back (it flickers)" in registry.objection(second, settings("again"))
+        with pytest.raises(RegistryError, match=r"was rolled back \(it flickers\)"):
+            promote(second, settings("again"))
+        assert alias("again", CHAMPION) == first
+        verdict(second, "again", against=first)
+    promote(second, settings("again"), override="it was the screen")
+    assert alias("again", CHAMPION) == second
+    assert registry.entries(settings("again"))[0].verdict == "overridden"
+
+
+def test_the_objection_is_what_promote_would_say(place):
+    version = put(place, "objection").version
+    assert "was not held against the no-video baseline" in registry.objection(version, settings("objection"))
+    verdict(version, "objection", passed=False)
+    assert "did not pass the gate" in registry.objection(version, settings("objection"))
+    verdict(version, "objection")
+    assert registry.objection(version, settings("objection")) is None
 
 
 def test_nothing_is_rolled_back_without_a_champion(place, registered):
