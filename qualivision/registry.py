@@ -343,7 +343,7 @@ def _check_verdict(found: ModelVersion, champion: int | None, settings: Registry
         raise RegistryError(f"{uri}: was not held against {against}; run `qualivision gate {version}`, {otherwise}")
     if not verdict.passed:
         first, *more = verdict.reasons
-        others = f", and {len(more)} more reasons" if more else ""
+        others = f", and {len(more)} more reason{'s' * (len(more) > 1)}" if more else ""
         raise RegistryError(f"{uri}: did not pass the gate: {first}{others}; train it better, {otherwise}")
 
 
