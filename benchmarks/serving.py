@@ -5,7 +5,7 @@
 
 On an MLflow server of its own, with the model of `checkpoints/lite` and two that are made worse. In one run:
 
-    approval   a fair model becomes champion, a better one takes its place, a worse one is refused, one is taken back
+    approval   a copy that is hardly worse becomes champion, the model takes its place, a bad copy is refused; rollback
     direct     one process calls the model in a loop: what the machine can do
     load       so many clients send clips of the test split, one after the other, for so long
     hostile    the same load; hostile requests are mixed in, and half-way the other version becomes champion
@@ -149,13 +149,13 @@ def approval(folder: Path, checkpoint: Path, report: Path) -> tuple[dict[str, Pa
     from qualivision.settings import load_settings
 
     settings = load_settings()
-    fair = made_worse(checkpoint, folder / "fair", 0.5)
+    fair = made_worse(checkpoint, folder / "fair", 0.2)
     bad = made_worse(checkpoint, folder / "bad", 1.0)
     found, broken = {}, []
     for path, passes in ((fair, True), (checkpoint, True), (bad, False)):
         version = register(path, report, folder)
         found[f"models:/{settings.registry.name}/{version}"] = path
-        verdict = judge(version, settings, Path("data"), advance=lambda uri: lambda done, total: None).verdict
+        verdict = judge(version, settings, Path("data"), advance=lambda uri: lambda done, total: None)
         print(f"approval  {verdict.as_text()}\n".replace("\n", "\n          ").rstrip(" "))
         if verdict.passed != passes:
             broken.append(f"version {version} {'passed' if verdict.passed else 'did not pass'} the gate")

@@ -41,7 +41,7 @@ def gate(version: int) -> None:
     from qualivision.gate import judge
     from qualivision.stages import places
 
-    verdict = judge(version, load_settings(), places.DATA, advance=lambda uri: lambda done, total: None).verdict
+    verdict = judge(version, load_settings(), places.DATA, advance=lambda uri: lambda done, total: None)
     create_markdown_artifact(key=f"gate-{version}", markdown=verdict.as_markdown(), description=verdict.line)
     get_run_logger().info(verdict.line)
 

@@ -208,8 +208,6 @@ def judged(
                     decoding[decoders.frames(Path(asked.path), scorer.spec)] = (name, asked, False)
                 elif isinstance(failure, LostVideoError):
                     yield name, VideoError(failure.path, f"{failure.cause}, twice")
-                elif isinstance(failure, MemoryError):
-                    yield name, VideoError(Path(asked.path), "takes more memory than decode.memory_gb allows")
                 elif isinstance(failure, QualiVisionError):
                     yield name, failure
                 else:

@@ -10,9 +10,11 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from qualivision import video
+from qualivision.video import VideoError
 from qualivision.workers import Pool, cores
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from qualivision.settings import DecodeSettings, FrameSpec
@@ -41,7 +43,7 @@ class Decoders:
 
     def frames(self, path: Path, spec: FrameSpec) -> Future[Frames]:
         """The frames of a video (see `video.read_frames`), or a VideoError; the file has to stay until then."""
-        return self._pool.submit(_read, path, spec, self._decoder, self._bounds)
+        return self._pool.submit(_within_memory, path, _read, spec, self._decoder, self._bounds)
 
     def close(self) -> None:
         """Stop the processes; what was not done by then fails."""
@@ -58,3 +60,11 @@ def _import() -> None:
 def _read(path: Path, spec: FrameSpec, decoder: str, bounds: Bounds | None) -> Frames:
     assert decoder in ("pyav", "decord")
     return video.read_frames(path, spec, decoder=decoder, bounds=bounds)  # type: ignore[arg-type]
+
+
+def _within_memory(path: Path, read: Callable[..., Frames], *how: object) -> Frames:
+    """What a reader gives; that it asks for more memory than its process may have is the video's fault."""
+    try:
+        return read(path, *how)
+    except MemoryError as err:
+        raise VideoError(path, "takes more memory than decode.memory_gb allows") from err

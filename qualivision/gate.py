@@ -7,7 +7,6 @@ What a verdict follows from is `evaluation/verdict.py`'s; where it is kept, `reg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from qualivision.evaluation.verdict import Verdict
     from qualivision.progress import Advance
+    from qualivision.prompts import Embeddings
     from qualivision.settings import DecodeSettings, Settings
     from qualivision.training.checkpoint import ModelCard
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _BATCH = 32
 
 
-def judge(version: int | None, settings: Settings, data: Path, *, advance: Callable[[str], Advance]) -> Judged:
+def judge(version: int | None, settings: Settings, data: Path, *, advance: Callable[[str], Advance]) -> Verdict:
     """Hold a version against the champion and store the verdict on it, whether it passes or not.
 
     Args:
@@ -76,15 +76,7 @@ def judge(version: int | None, settings: Settings, data: Path, *, advance: Calla
         data=rows.identity,
     )
     registry.record_verdict(version, verdict, registry_settings)
-    return Judged(version, verdict)
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A version, and what the gate said of it."""
-
-    version: int
-    verdict: Verdict
+    return verdict
 
 
 class TestRows:
@@ -108,6 +100,7 @@ class TestRows:
             raise LabelError(f"{path}: has no MOS, so no model can be compared on it")
         self.identity = file_hash(path)
         self.prompts: list[str] = self.table["Prompt"].tolist()
+        self._vectors: dict[str, dict[str, Embeddings]] = {}
         self.rated: Floats = self.table[list(MOS_COLUMNS)].to_numpy(np.float64)
 
     def scored_by(self, checkpoint: Path, *, advance: Advance) -> Floats:
@@ -126,13 +119,10 @@ class TestRows:
     def without_video(self, card: ModelCard) -> Floats:
         """What the prompt alone predicts, learned from the training split by this model's encoder: (N, 5) MOS."""
         from qualivision.evaluation.baselines import no_video_baseline
-        from qualivision.prompts import PromptEncoder
 
         train = read_labels(labels_path(self.data, "train"))
         prompts: list[str] = train["Prompt"].tolist()
-        encoder = PromptEncoder(card.text.encoder)
-        distinct = sorted({*prompts, *self.prompts})
-        vector = dict(zip(distinct, encoder.encode(distinct), strict=True))
+        vector = self._embedded(card.text.encoder, {*prompts, *self.prompts})
         return no_video_baseline(
             np.stack([vector[prompt] for prompt in prompts]),
             train[list(MOS_COLUMNS)].to_numpy(np.float64),
@@ -140,13 +130,21 @@ class TestRows:
             np.stack([vector[prompt] for prompt in self.prompts]),
         )
 
+    def _embedded(self, encoder: str, prompts: set[str]) -> dict[str, Embeddings]:
+        """The vectors of prompts, at least; what two models share is embedded once."""
+        from qualivision.prompts import PromptEncoder
+
+        known = self._vectors.setdefault(encoder, {})
+        if new := sorted(prompts - known.keys()):
+            known.update(zip(new, PromptEncoder(encoder).encode(new), strict=True))
+        return known
+
     def _videos(self) -> list[Path]:
         return [videos_dir(self.data, "test") / name for name in self.table["video_name"]]
 
     def _by_caches(self, checkpoint: Path, card: ModelCard) -> Floats | None:
         """By the cached activations; None if a clip's are missing, or are not what this model would compute."""
         from qualivision.models.factory import caches_stem, stem_fingerprint
-        from qualivision.prompts import PromptEncoder
         from qualivision.stages.encode import activations_cache
         from qualivision.training.checkpoint import load_checkpoint
         from qualivision.training.data import ClipSet
@@ -165,8 +163,7 @@ class TestRows:
         clips = [clip_name("test", name) for name in self.table["video_name"]]
         if any(index.get(clip) != key or not cache.path(key).exists() for clip, key in zip(clips, keys, strict=True)):
             return None
-        vectors = PromptEncoder(card.text.encoder).encode(distinct := sorted(set(self.prompts)))
-        rows = ClipSet(self.data, "test", cache, dict(zip(distinct, vectors, strict=True)))
+        rows = ClipSet(self.data, "test", cache, self._embedded(card.text.encoder, set(self.prompts)))
         model, _ = load_checkpoint(checkpoint, with_stem=False)
         return predict(model, rows, batch_size=_BATCH)
 

@@ -50,6 +50,8 @@ class Packaged:
     """The hash of its folder; see `folder_hash`."""
     description: str
     """Its card, as Markdown."""
+    lineage: dict[str, str]
+    """See `lineage`."""
 
 
 def read_metrics(path: Path, checkpoint: str) -> dict[str, Any]:
@@ -122,9 +124,8 @@ def package(
             pip_requirements=requirements(),
         )
     folder = Path(mlflow.artifacts.download_artifacts(info.model_uri))
-    return Packaged(
-        info.model_uri, info.model_id, folder_hash(folder), model_card.as_markdown(card, metrics, facts, came_from)
-    )
+    description = model_card.as_markdown(card, metrics, facts, came_from)
+    return Packaged(info.model_uri, info.model_id, folder_hash(folder), description, came_from)
 
 
 def folder_hash(folder: Path) -> str:

@@ -51,6 +51,8 @@ REPLACED_TAG: Final = "qualivision.replaced"
 HISTORY_TAG: Final = "qualivision.history"
 """What was done with a version: a JSON list of events."""
 
+_GATE_TITLE: Final = "## The gate"
+
 
 class RegistryError(QualiVisionError):
     """Something that the registry won't do: says why and the way out."""
@@ -145,7 +147,7 @@ def register(
             "qualivision.base_hash": card.base_hash,
             "qualivision.run": run_id,
             "qualivision.scores": json.dumps({name: metrics[name]["VQualA"] for name in DIMENSIONS}),
-            **{f"qualivision.{name}": value for name, value in packaging.lineage(data).items()},
+            **{f"qualivision.{name}": value for name, value in done.lineage.items()},
         },
     )
     store.set_registered_model_alias(settings.name, CHALLENGER, version.version)
@@ -166,9 +168,6 @@ def record_verdict(version: int, verdict: Verdict, settings: RegistrySettings) -
     if found.tags.get(VERDICT_TAG) != ROLLED_BACK:  # what a person took back, no gate gives back
         store.set_model_version_tag(name, number, VERDICT_TAG, PASSED if verdict.passed else REFUSED)
     _remember(store, settings, found, _event("judged", None, verdict.line))
-
-
-_GATE_TITLE: Final = "## The gate"
 
 
 def verdict_of(version: int, settings: RegistrySettings) -> Verdict | None:

@@ -13,6 +13,7 @@ import yaml
 from small_models import FRAMES, network, own_store, write_checkpoint, write_clip, write_evaluation, write_rated_videos
 
 from qualivision import gate, registry
+from qualivision.evaluation.verdict import Verdict
 from qualivision.frames import fill_frames, fill_stems, frame_cache, stem_cache
 from qualivision.labels import DIMENSIONS, LabelError, labels_path, videos_dir
 from qualivision.models.factory import stem_fingerprint
@@ -49,7 +50,7 @@ def put(seed: int) -> int:
     return registry.register(checkpoint, write_evaluation(Path(f"report-{seed}"), checkpoint), SETTINGS).version
 
 
-def held(version: int | None) -> gate.Judged:
+def held(version: int | None) -> Verdict:
     return gate.judge(version, load_settings(), Path("data"), advance=lambda uri: quietly)
 
 
@@ -104,18 +105,19 @@ def test_worse_is_refused_better_is_promoted_and_both_verdicts_are_kept(project)
         registry.register(Path("good"), write_evaluation(Path("good-report"), Path("good")), SETTINGS),
     )
     first = held(worse)
-    assert first.verdict.passed and first.verdict.champion is None
+    assert first.passed and first.champion is None
     registry.promote(worse, SETTINGS)
     better = held(None)  # the challenger
-    assert better.version == good.version
-    assert better.verdict.passed and better.verdict.against_champion[-2].challenger == pytest.approx(1.0, abs=1e-3)
+    assert better.challenger == good.uri
+    assert better.passed and better.against_champion[-2].challenger == pytest.approx(1.0, abs=1e-3)
     registry.promote(good.version, SETTINGS)
-    refused = held(put(12))
-    assert not refused.verdict.passed
-    assert any("significantly worse" in reason for reason in refused.verdict.reasons)
-    assert registry.verdict_of(refused.version, SETTINGS) == refused.verdict
+    bad = put(12)
+    refused = held(bad)
+    assert not refused.passed
+    assert any("significantly worse" in reason for reason in refused.reasons)
+    assert registry.verdict_of(bad, SETTINGS) == refused
     with pytest.raises(registry.RegistryError, match="did not pass the gate"):
-        registry.promote(refused.version, SETTINGS)
+        registry.promote(bad, SETTINGS)
     assert registry.version_of(registry.CHAMPION, SETTINGS) == good.version
     with pytest.raises(registry.RegistryError, match="is the champion; it needs no gate"):
         held(good.version)

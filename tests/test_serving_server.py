@@ -173,19 +173,24 @@ def test_what_an_alias_means_is_looked_up_without_its_files(versions):
 # Slow clients
 
 
+def drip(connection, pieces) -> None:
+    """Send one piece after the other, slowly, until something is answered."""
+    connection.settimeout(0.2)
+    for piece in pieces:
+        try:
+            connection.sendall(piece)
+            if connection.recv(1, socket.MSG_PEEK):
+                break
+        except TimeoutError:
+            continue
+    connection.settimeout(5)
+
+
 def test_headers_that_drip_are_cut_off(server):
     with server.connect() as connection:
         start = time.monotonic()
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
-        connection.settimeout(0.2)
-        for number in range(50):
-            try:
-                connection.sendall(b"X-%d: y\r\n" % number)
-                if connection.recv(1, socket.MSG_PEEK):
-                    break
-            except TimeoutError:
-                continue
-        connection.settimeout(5)
+        drip(connection, (b"X-%d: y\r\n" % number for number in range(50)))
         status, error = received(connection)
     assert (status, error["code"]) == (408, "too_slow")
     assert 0.8 < time.monotonic() - start < 3
@@ -211,15 +216,7 @@ def test_a_body_that_drips_is_cut_off(server):
         start = time.monotonic()
         connection.sendall(b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n")
         connection.sendall(f"Content-Type: {FORM_TYPE['content-type']}\r\n\r\n".encode())
-        connection.settimeout(0.2)
-        for byte in form(b"x" * 500):
-            try:
-                connection.sendall(bytes([byte]))
-                if connection.recv(1, socket.MSG_PEEK):
-                    break
-            except TimeoutError:
-                continue
-        connection.settimeout(5)
+        drip(connection, (bytes([byte]) for byte in form(b"x" * 500)))
         status, error = received(connection)
     assert (status, error["code"]) == (408, "too_slow")
     assert 1.5 < time.monotonic() - start < 6

@@ -11,7 +11,7 @@ import typer
 from qualivision.cli.output import say
 
 if TYPE_CHECKING:
-    from qualivision.gate import Judged
+    from qualivision.evaluation.verdict import Verdict
     from qualivision.registry import Entry
     from qualivision.settings import Settings
 
@@ -51,9 +51,9 @@ def gate(
     """
     from qualivision.settings import load_settings
 
-    judged = _judge(version, load_settings())
-    say(judged.verdict.as_text())
-    if not judged.verdict.passed:
+    verdict = _judge(version, load_settings())
+    say(verdict.as_text())
+    if not verdict.passed:
         raise typer.Exit(1)
 
 
@@ -110,7 +110,7 @@ def models(
         say(f"models: {settings.name} has no version yet; `qualivision register` makes one")
 
 
-def _judge(version: int | None, settings: Settings) -> Judged:
+def _judge(version: int | None, settings: Settings) -> Verdict:
     """The gate, with its progress on stderr."""
     from contextlib import ExitStack
 
@@ -136,7 +136,7 @@ def _promote(version: int, settings: Settings, *, override: str | None = None, w
         say(f"promote: {uri} is the champion already")
         return
     if override is None and registry.needs_gate(version, settings.registry):
-        say(_judge(version, settings).verdict.as_text())
+        say(_judge(version, settings).as_text())
     registry.promote(version, settings.registry, override=override, why=why)
     say(f"promote: {uri} is the champion")
 
