@@ -242,6 +242,68 @@ class ServeSettings(Section):
         return values
 
 
+class FlowsSettings(Section):
+    """What runs by itself, and how (`flows/`)."""
+
+    approval: Literal["manual", "auto"] = Field(
+        default="manual", description="who promotes a model that passes the gate: a person who is asked, or the flow"
+    )
+    approval_hours: float = Field(
+        default=72.0, gt=0.0, le=8760.0, description="until a question lapses; the challenger then stays what it is"
+    )
+    stage_hours: float = Field(
+        default=24.0, gt=0.0, le=8760.0, description="that one stage may take; then it is stopped"
+    )
+    retry_seconds: tuple[float, ...] = Field(
+        default=(30.0, 300.0), description="waits before a stage is tried again whose failure may pass by itself"
+    )
+    remote: str = Field(
+        default="", description="a DVC remote: stages pull from it what they need and push what they made"
+    )
+    gpus: int = Field(
+        default=1, ge=1, le=1024, description="slots of the concurrency limit `gpu`: how many cards there are"
+    )
+    gpu_pool: str = Field(default="", description="a work pool whose workers build the models that need a GPU")
+    cluster: str = Field(
+        default="",
+        pattern=r"^(|local:[1-9][0-9]*|(tcp|tls|ws|wss|ucx)://.+)$",
+        description="where frames are made and folders scored: 'local:2' for two Dask workers, or a scheduler",
+    )
+    commit_branch: str = Field(
+        default="", description="a branch on which a run that made something commits what it made"
+    )
+
+    @model_validator(mode="after")
+    def _other_machines_need_a_remote(self) -> FlowsSettings:
+        if self.gpu_pool and not self.remote:
+            raise ValueError("gpu_pool: stages on other machines need a DVC remote; name it as flows.remote")
+        return self
+
+
+class IngestSettings(Section):
+    """Where new rated videos arrive, and which splits their prompts go to (`qualivision ingest`)."""
+
+    inbox: str = Field(default="inbox", min_length=1, description="a folder, or a bucket such as s3://ratings/inbox")
+    shares: tuple[float, float, float] = Field(
+        default=(0.8, 0.1, 0.1), description="of new prompts, to train, val and test"
+    )
+
+    @field_validator("shares")
+    @classmethod
+    def _are_shares(cls, values: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(values) < 0 or abs(sum(values) - 1) > 1e-6:
+            raise ValueError("three shares that add up to 1 are needed")
+        return values
+
+
+class MonitorSettings(Section):
+    """When what is scored has drifted from what the champion was judged on (`qualivision monitor`)."""
+
+    scores: Path = Field(default=Path("scores"), description="tables of scores, or a folder of them")
+    clips: int = Field(default=200, ge=20, le=100_000, description="looked at in each of the two windows")
+    days: float = Field(default=7.0, gt=0.0, description="how old a video of the current window may be")
+
+
 class Settings(Section):
     """All of `params.yaml`."""
 
@@ -253,6 +315,9 @@ class Settings(Section):
     registry: RegistrySettings
     promote: PromoteSettings = PromoteSettings()
     serve: ServeSettings = ServeSettings()
+    flows: FlowsSettings = FlowsSettings()
+    ingest: IngestSettings = IngestSettings()
+    monitor: MonitorSettings = MonitorSettings()
     lite: ModelSettings
     dover: DoverSettings
     vjepa2: Vjepa2Settings
