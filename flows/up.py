@@ -1,0 +1,207 @@
+"""All servers of one machine, from one command: Prefect's, MLflow's, and a worker; the flows are deployed.
+
+python -m flows.up                                   everything here; Ctrl-C stops it
+PREFECT_API_URL=... python -m flows.up               with that server, and none of its own
+PREFECT_API_URL=... MLFLOW_TRACKING_URI=... python -m flows.up --worker-only --pool gpu     one more machine
+
+State lies in state/: both servers show what was done here before they were started. They listen on this machine alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qualivision import environment
+
+environment.prepare()
+
+import httpx  # noqa: E402
+
+from qualivision.errors import QualiVisionError  # noqa: E402
+from qualivision.settings import load_settings  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HOST = "127.0.0.1"
+START_SECONDS = 120.0
+STOP_SECONDS = 15.0
+
+
+class ServerError(QualiVisionError):
+    """A server that does not start: says where its log is."""
+
+
+@contextmanager
+def server(name: str, command: list[str], health: str | None, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process from the moment it answers to its end, its output in state/logs/.
+
+    Args:
+        name: of its log.
+        command: after `python -m`.
+        health: an address that answers when it is ready; None to not wait.
+        variables: of its environment.
+    """
+    log = environment.STATE / "logs" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    with log.open("ab") as out:
+        # A session of its own: Ctrl-C is ours, and each gets a signal that it takes for a stop.
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdout=out,
+            stderr=out,
+            env=os.environ | {"PATH": path} | variables,
+            start_new_session=True,
+        )
+    try:
+        if health:
+            _wait_for(health, process, log)
+        yield process
+    finally:
+        _stop(process)
+
+
+def _wait_for(health: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(health, timeout=5).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise ServerError(f"{health}: no answer; {log} says why")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def prefect_server(port: int) -> tuple[list[str], str, dict[str, str]]:
+    """Command, health address and environment of Prefect's server."""
+    address = f"http://{HOST}:{port}/api"
+    command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    # On another port than its usual one the page would ask that.
+    return (
+        command,
+        f"{address}/health",
+        {"PREFECT_SERVER_UI_API_URL": address, "PREFECT_UI_URL": f"http://{HOST}:{port}"},
+    )
+
+
+def mlflow_server(port: int) -> tuple[list[str], str, dict[str, str]]:
+    """Command, health address and environment of MLflow's server, on the store that this checkout has."""
+    from qualivision import tracking
+
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    tracking.client()  # makes the store
+    state = environment.STATE.absolute()
+    command = ["mlflow", "server", "--backend-store-uri", f"sqlite:///{state / 'mlflow.db'}", "--workers", "1"]
+    command += ["--artifacts-destination", str(state / "mlartifacts"), "--host", HOST, "--port", str(port)]
+    return command, f"http://{HOST}:{port}/health", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+def up(*, prefect_port: int, mlflow_port: int, pool: str, limit: int | None, worker_only: bool) -> None:
+    """Start what is not there yet, deploy, and stay until a signal comes or something ends.
+
+    Raises:
+        ServerError: something does not start, or ended by itself.
+        QualiVisionError: the flows can't be deployed.
+    """
+    with ExitStack() as stack:
+        running: dict[str, subprocess.Popen[bytes]] = {}
+        if "MLFLOW_TRACKING_URI" not in os.environ and not worker_only:
+            command, health, more = mlflow_server(mlflow_port)
+            running["MLflow"] = stack.enter_context(server("mlflow", command, health, **more))
+            os.environ["MLFLOW_TRACKING_URI"] = f"http://{HOST}:{mlflow_port}"
+        if "PREFECT_API_URL" not in os.environ and not worker_only:
+            command, health, more = prefect_server(prefect_port)
+            running["Prefect"] = stack.enter_context(server("prefect", command, health, **more))
+            os.environ["PREFECT_API_URL"] = f"http://{HOST}:{prefect_port}/api"
+        for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+            _say(f"{name}={os.environ.get(name, '')}")
+        if not worker_only:
+            from flows.deploy import WEBHOOK_VARIABLE, deploy  # Prefect reads its address when it is imported
+
+            for line in deploy(load_settings().flows, pool=pool, webhook=os.environ.get(WEBHOOK_VARIABLE)):
+                _say(line)
+        worker = ["prefect", "worker", "start", "--pool", pool, *(["--limit", str(limit)] if limit else [])]
+        running["the worker"] = stack.enter_context(server("worker", worker, None))
+        _say(f"a worker serves the pool {pool}; logs are in {environment.STATE / 'logs'}; Ctrl-C stops all of it")
+        _stay(running)
+
+
+def _stay(running: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Until a signal comes."""
+    while True:
+        for name, process in running.items():
+            if (code := process.poll()) is not None:
+                raise ServerError(f"{name} ended with exit code {code}; {environment.STATE / 'logs'} says why")
+        time.sleep(0.5)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"up: {line}\n")
+    sys.stdout.flush()
+
+
+def _raise_interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Everything on this machine, until Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.up",
+        description="Start Prefect's server, MLflow's server and a worker on this machine, and deploy the flows. What "
+        "PREFECT_API_URL or MLFLOW_TRACKING_URI names is used and not started.",
+    )
+    parser.add_argument("--prefect-port", type=int, default=4200, help="%(default)s")
+    parser.add_argument("--mlflow-port", type=int, default=5000, help="%(default)s")
+    parser.add_argument("--pool", default="qualivision", help="the work pool that the worker serves (%(default)s)")
+    parser.add_argument("--limit", type=int, help="runs that the worker may have at once; by default as many as come")
+    parser.add_argument(
+        "--worker-only", action="store_true", help="no server and no deployment: another machine has them"
+    )
+    given = parser.parse_args()
+    if given.worker_only and "PREFECT_API_URL" not in os.environ:
+        parser.error("--worker-only needs PREFECT_API_URL: the server that the worker serves")
+    if not Path("prefect.yaml").exists():
+        sys.stderr.write("prefect.yaml: no such file; run this in the folder that holds it\n")
+        return 1
+    signal.signal(signal.SIGTERM, _raise_interrupt)
+    try:
+        up(
+            prefect_port=given.prefect_port,
+            mlflow_port=given.mlflow_port,
+            pool=given.pool,
+            limit=given.limit,
+            worker_only=given.worker_only,
+        )
+    except KeyboardInterrupt:
+        _say("stopped")
+        return 0
+    except QualiVisionError as err:
+        sys.stderr.write(f"up: {err}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
