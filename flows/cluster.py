@@ -19,7 +19,6 @@ from prefect.cache_policies import NO_CACHE  # noqa: E402
 
 from flows.dask_workers import dask_workers  # noqa: E402
 from qualivision import chunks  # noqa: E402
-from qualivision.errors import leaves  # noqa: E402
 from qualivision.progress import in_lines  # noqa: E402
 from qualivision.settings import load_settings  # noqa: E402
 from qualivision.stages import places  # noqa: E402
@@ -104,14 +103,10 @@ def spread_frames(model: str) -> str:
     runs = _Jobs(settings.flows.cluster, settings.decode)
     try:
         done = _fill(model, runs, log.info)
-    except (chunks.ClusterError, OSError):
-        raise
-    except Exception as err:
-        if not runs.failed:
-            raise
-        first = str(next(leaves(err)))
-        log.warning(f"frames {model}: {len(runs.failed)} videos can't be used (the stage will name each): {first}")
-        return f"frames {model}: {runs.made} made on {settings.flows.cluster}, {len(runs.failed)} can't be used"
+    except _UnusableError as err:
+        line = f"frames {model}: {runs.made} made, {len(runs.failed)} can't be used ({settings.flows.cluster})"
+        log.warning(f"{line}; the stage will name each, such as: {err}")
+        return line
     line = f"frames {model}: {done} ({settings.flows.cluster})"
     log.info(line)
     return line
@@ -135,6 +130,10 @@ def _fill(model: str, runs: _Jobs, say: Callable[[str], None]) -> Filled:
         prune=False,
         run=runs,
     )
+
+
+class _UnusableError(Exception):
+    """There are videos of which no frames could be made; the stage's affair."""
 
 
 class _Jobs:
@@ -164,4 +163,4 @@ class _Jobs:
                     self.made += count - len(failed)
                     yield from range(count - len(failed))
         if self.failed:
-            raise ExceptionGroup(f"{len(self.failed)} of {len(jobs)} failed", self.failed)
+            raise _UnusableError(str(self.failed[0]))

@@ -21,6 +21,7 @@ from qualivision import environment
 
 environment.prepare()  # before Prefect is imported: it reads its home and its telemetry switch then
 
+from prefect import get_run_logger  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
@@ -78,6 +79,7 @@ class DaskWorkers:
         Raises:
             ClusterError: one was lost with one worker after another, or there are no workers any more.
         """
+        from distributed.client import FutureCancelledError
         from distributed.scheduler import KilledWorker
 
         try:
@@ -89,6 +91,11 @@ class DaskWorkers:
                 f"{self._setting}: {err.allowed_failures + 1} workers were lost one after the other with the same "
                 f"chunk, the last one {err.last_worker.address}; its log says why (most often memory)"
             ) from err
+        except FutureCancelledError as err:
+            raise self._no_scheduler() from err
+
+    def _no_scheduler(self) -> ClusterError:
+        return ClusterError(f"{self._setting}: the scheduler is lost; start it, and run this again")
 
     def let_go(self) -> None:
         """Have the workers drop what they keep; one that is at work or lost is left alone."""
@@ -102,11 +109,13 @@ class DaskWorkers:
     def _check(self) -> None:
         """Raises ClusterError when nothing will come any more."""
         if self._runner.client.status != "running":
-            raise ClusterError(f"{self._setting}: the scheduler is lost; start it, and run this again")
+            raise self._no_scheduler()
         if self._there():
             self._alone_since = None
             return
-        self._alone_since = self._alone_since or time.monotonic()
+        if self._alone_since is None:
+            self._alone_since = time.monotonic()
+            get_run_logger().warning(f"{self._setting}: has no worker now; waiting {NO_WORKER_SECONDS:g} s for one")
         if time.monotonic() - self._alone_since > NO_WORKER_SECONDS:
             raise ClusterError(
                 f"{self._setting}: has had no worker for {NO_WORKER_SECONDS:g} s; start some "
@@ -141,7 +150,13 @@ def dask_workers(setting: str) -> Iterator[DaskWorkers]:
         runner = DaskTaskRunner(address=setting, client_kwargs={"timeout": CONNECT_SECONDS})
     # Tasks tell Prefect how they fare: where this process has started a server for itself, they need to know it.
     api = {PREFECT_API_URL: str(get_client(sync_client=True).api_url).rstrip("/")}
-    with dask.config.set(_config()), temporary_settings(api), chunks.shown_place() as place, runner:
+    with (
+        _variables_kept(),
+        dask.config.set(_config()),
+        temporary_settings(api),
+        chunks.shown_place() as place,
+        runner,
+    ):
         try:
             workers = DaskWorkers(setting, runner, place)
         except OSError as err:  # of which TimeoutError is one
@@ -159,11 +174,22 @@ def dask_workers(setting: str) -> Iterator[DaskWorkers]:
             workers.let_go()
 
 
+@contextmanager
+def _variables_kept() -> Iterator[None]:
+    """Dask sets variables for its workers in this process, which may start a training next: undo that."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def _config() -> dict[str, Any]:
     return {
         "temporary-directory": str(environment.STATE.absolute() / "dask"),
         "distributed.worker.daemon": False,  # a daemonic process may have no children, and ours decode in some
-        # This is set in this very process, where a training may be started next. Dask has OMP_NUM_THREADS=1 here.
+        # Variables of this very process, while workers start. Dask would have OMP_NUM_THREADS=1 here.
         "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "warning"},
         "distributed.scheduler.http.routes": [],
         "distributed.worker.http.routes": [],

@@ -86,7 +86,7 @@ def score_batch(
     done = score_run.run(
         table,
         asked.videos,
-        _judging(found, settings, cluster),
+        judging(found, settings, cluster),
         model=found.label,
         overwrite=overwrite,
         advance=_shown(f"score {videos}"),
@@ -106,7 +106,7 @@ def _message(table: Path, done: Done, label: str) -> str:
     return f"{table}: {done}, by {label}"
 
 
-def _judging(model: Located, settings: Settings, cluster: str | None) -> Judging:
+def judging(model: Located, settings: Settings, cluster: str | None) -> Judging:
     """What scores: this process, or a cluster."""
     from qualivision.batch import Here
 

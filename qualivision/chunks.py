@@ -150,7 +150,9 @@ def spread(
             except Empty:
                 check()
         handed -= 1
-        yield back.result()
+        found = back.result()
+        del back  # a chunk that is held would be done again, were its worker lost now
+        yield found
 
 
 # What a worker does
