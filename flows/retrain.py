@@ -2,6 +2,9 @@
 
 python -m flows.retrain              runs it here; no Prefect server is needed
 PREFECT_API_URL=... python -m ...    the same, visible in that server's UI
+
+Started by a deployment (`flows/deploy.py`) it can ask a person, and waits for the answer without a process: Prefect
+then runs it once more from the top. What it had asked stands on the model version, so it goes straight on from there.
 """
 
 from __future__ import annotations
@@ -9,37 +12,55 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from qualivision import environment
 
 environment.prepare()  # before Prefect is imported: it reads its home and its telemetry switch then
 
-from prefect import flow, get_run_logger, task  # noqa: E402
+from prefect import flow, get_run_logger, runtime, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
+from prefect.states import Completed  # noqa: E402
+from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
+from pydantic import Field  # noqa: E402
 
-from flows.stages import StageFailedError, repro  # noqa: E402
+from flows import approval as asking  # noqa: E402
+from flows import artifacts  # noqa: E402
+from flows.commands import stop_commands  # noqa: E402
+from flows.outcome import tell  # noqa: E402
+from flows.stages import build, up_to_date  # noqa: E402
+from qualivision import approval as questions  # noqa: E402
 from qualivision import registry  # noqa: E402
-from qualivision.errors import QualiVisionError  # noqa: E402
 from qualivision.settings import load_settings  # noqa: E402
+from qualivision.stages import places  # noqa: E402
 
-MODEL_STAGES = ("frames", "prompts", "encode", "train", "evaluate")
+if TYPE_CHECKING:
+    from prefect.states import State
+
+    from qualivision.approval import Question
+    from qualivision.settings import Settings
+
+Approval = Literal["as params.yaml says", "manual", "auto"]
+
+NOTHING_RAN = "nothing to do: data, code and settings are unchanged"
 
 
 @task
 def register(model: str) -> int:
     """Put the evaluated checkpoint into the registry, as challenger; returns its version."""
-    from qualivision.stages import places
-
-    settings = load_settings().registry
-    return registry.register(places.checkpoint_dir(model), places.report_dir(model), settings, data=places.DATA).version
+    settings = load_settings()
+    done = registry.register(
+        places.checkpoint_dir(model), places.report_dir(model), settings.registry, data=places.DATA
+    )
+    if done.new:
+        artifacts.show_version(done.version, settings)
+    return done.version
 
 
 @task
 def gate(version: int) -> None:
-    """Hold a version against the champion, and show the verdict in Prefect's UI."""
+    """Hold a version against the champion, and show the verdict."""
     from qualivision.gate import judge
-    from qualivision.stages import places
 
     verdict = judge(version, load_settings(), places.DATA, advance=lambda uri: lambda done, total: None)
     create_markdown_artifact(key=f"gate-{version}", markdown=verdict.as_markdown(), description=verdict.line)
@@ -47,67 +68,125 @@ def gate(version: int) -> None:
 
 
 @task
-def promote(version: int) -> None:
+def promote(version: int, who: str | None, why: str) -> None:
     """Make a version that passed the gate the champion."""
-    registry.promote(version, load_settings().registry, why="the gate passed, in a run of retrain")
+    registry.promote(version, load_settings().registry, who=who, why=why)
 
 
 @task
-def show_metrics(model: str) -> None:
-    """The evaluation as an artifact in Prefect's UI."""
-    import json
-
-    from qualivision.evaluation.report import table
-    from qualivision.stages import places
-
-    metrics: dict[str, Any] = json.loads((places.report_dir(model) / "metrics.json").read_text(encoding="utf-8"))
-    create_markdown_artifact(
-        key=f"metrics-{model}", markdown=f"```\n{table(metrics)}\n```", description=f"{model} on the test split"
-    )
+def report(models: list[str]) -> None:
+    """Show the data and the evaluations."""
+    settings = load_settings()
+    artifacts.show_data()
+    for model in models:
+        artifacts.show_model(model, settings)
 
 
-@flow(name="retrain", log_prints=False)
-def retrain() -> dict[str, object]:
+@flow(name="retrain", task_runner=ThreadPoolTaskRunner(max_workers=16))  # type: ignore[arg-type]
+def retrain(
+    why: Annotated[str, Field(description="Why this run was started; goes to its log.")] = "",
+    approval: Annotated[
+        Approval, Field(description="Who promotes a model that passes the gate.")
+    ] = "as params.yaml says",
+    rebuild: Annotated[bool, Field(description="Make everything anew from data/, whatever is there.")] = False,
+) -> State[None]:
     """Rebuild what changed, register the model that `deploy` of params.yaml names, and promote it if it may be.
 
-    Returns:
-        Which stages ran, the champion's URI, and why what came of it was not promoted.
+    Args:
+        why: why this run was started; goes to its log.
+        approval: who promotes a model that passes the gate. `manual` asks a person, `auto` does not.
+        rebuild: make everything anew from data/, whatever is there. With equal data, code and settings the same model
+            comes of it.
     """
+    log = get_run_logger()
+    if why:
+        log.info("started because: %s", why)
     settings = load_settings()
-    ran = [stage for stage in ("validate",) if repro(stage)]
-    for model in settings.models:
-        ran += [name for stage in MODEL_STAGES if repro(name := f"{stage}@{model}")]
-        show_metrics(model)
-    version, objection = register(settings.deploy), None
-    champion = registry.version_of(registry.CHAMPION, settings.registry)
-    if version != champion:
-        if registry.needs_gate(version, settings.registry):
-            gate(version)
-        objection = registry.objection(version, settings.registry)
-    if version != champion and objection is None:
-        promote(version)
-        champion = version
-    uri = f"models:/{settings.registry.name}/{champion}" if champion else None
-    return {"ran": ran, "champion": uri, "objection": objection}
+    if approval != "as params.yaml says":
+        settings = settings.model_copy(update={"flows": settings.flows.model_copy(update={"approval": approval})})
+    try:
+        done = _go_on(question, settings) if (question := _asked(settings)) else _from_the_top(settings, rebuild)
+    finally:
+        stop_commands()  # cancelled: what runs in other threads would keep this process
+    log.info(done)
+    return Completed(message=done)
+
+
+def _from_the_top(settings: Settings, rebuild: bool) -> str:
+    """Stages, registration, decision; returns what came of it, in a line."""
+    ran = [] if not rebuild and up_to_date() else build(settings, rebuild=rebuild)
+    if ran:
+        report(list(settings.models))
+    said = f"ran {', '.join(ran)}" if ran else NOTHING_RAN
+    return f"{said}; {_decide(register(settings.deploy), settings)}"
+
+
+def _decide(version: int, settings: Settings) -> str:
+    """Gate, approval and promotion of a version, as far as they are still to do; returns what came of it."""
+    names, uri = settings.registry, f"models:/{settings.registry.name}/{version}"
+    champion = registry.version_of(registry.CHAMPION, names)
+    if version == champion:
+        return f"{uri} is the champion"
+    if registry.needs_gate(version, names, places.DATA):
+        gate(version)
+    if objection := registry.objection(version, names):
+        return f"{objection}; the champion stays {champion or 'nobody'}"
+    if settings.flows.approval == "auto":
+        promote(version, None, "the gate passed, in a run of retrain")
+        return f"{uri} passed the gate and is the champion"
+    asked = questions.question_of(version, names)
+    if asked and asked.against == champion:
+        if asked.state in ("rejected", "lapsed") or (asked.state == "waiting" and asked.is_late):
+            return f"{uri} passed the gate; {asked}; `qualivision promote {version}` promotes it all the same"
+        if asked.flow_run != runtime.flow_run.id and asking.is_open(asked):
+            return f"{uri} passed the gate; {asked}"
+    if not asking.can_ask():
+        return f"{uri} passed the gate; `qualivision promote {version}` makes it the champion"
+    return _go_on(asking.ask(version, champion, settings), settings)
+
+
+def _asked(settings: Settings) -> Question | None:
+    """The question that this run had asked before it was suspended."""
+    return questions.asked_by(str(runtime.flow_run.id), settings.registry) if asking.can_ask() else None
+
+
+def _go_on(question: Question, settings: Settings) -> str:
+    """What follows from the answer. Without one this does not return: the run is suspended until there is one."""
+    names, version = settings.registry, question.version
+    verdict = registry.verdict_of(version, names)
+    said = asking.answer(question, verdict.as_markdown() if verdict else "", settings)
+    state: Literal["approved", "rejected"] = "approved" if said.decision == "approve" else "rejected"
+    answered = questions.close(question, state, names, who=said.who, why=said.reason)
+    uri = f"models:/{names.name}/{version}"
+    if state == "rejected":
+        return f"{uri} was {answered}"
+    if registry.version_of(registry.CHAMPION, names) != question.against or registry.needs_gate(
+        version, names, places.DATA
+    ):
+        return f"meanwhile there is another champion or test table: {_decide(version, settings)}"
+    promote(version, said.who, said.reason)
+    return f"{uri} was {answered}; it is the champion"
 
 
 def main() -> int:
     """Run the flow in this process."""
-    argparse.ArgumentParser(prog="python -m flows.retrain", description=retrain.description).parse_args()
+    parser = argparse.ArgumentParser(prog="python -m flows.retrain", description=retrain.description)
+    parser.add_argument("--why", default="", help="why this run was started; goes to its log")
+    parser.add_argument(
+        "--approval",
+        choices=("manual", "auto"),
+        help="who promotes a model that passes the gate, by default as params.yaml says; nobody is asked from here, "
+        "so `manual` leaves it to `qualivision promote`",
+    )
+    parser.add_argument("--rebuild", action="store_true", help="make everything anew from data/")
+    given = parser.parse_args()
     if not Path("dvc.yaml").exists():
         sys.stderr.write("dvc.yaml: no such file; run this in the folder that holds it\n")
         return 1
-    try:
-        done = retrain()
-    except (StageFailedError, QualiVisionError) as err:
-        sys.stderr.write(f"{err}\n")
-        return 1
-    ran = ", ".join(done["ran"]) if done["ran"] else "nothing: data, code and settings are unchanged"  # type: ignore[arg-type]
-    sys.stdout.write(f"retrain: ran {ran}\n")
-    if done["objection"]:
-        sys.stdout.write(f"retrain: {done['objection']}\n")
-    sys.stdout.write(f"retrain: {done['champion'] or 'nobody'} is the champion\n")
-    return 0
+    state = retrain(
+        why=given.why, approval=given.approval or "as params.yaml says", rebuild=given.rebuild, return_state=True
+    )
+    return tell("retrain", state)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def prepare(state: Path = STATE) -> None:
         "GX_ANALYTICS_ENABLED": "false",
         "HF_HOME": f"{state}/huggingface",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # half a minute until a server counts as away; by default it is four
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # no model of ours is one
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from qualivision import pages
+from qualivision import markdown, pages
 from qualivision.evaluation.baselines import ceiling_srocc
 from qualivision.evaluation.metrics import MEAN, shown
 from qualivision.labels import DIMENSIONS, SPLITS, LabelError, generator_of, has_mos, labels_path, read_labels
@@ -99,11 +99,11 @@ def as_markdown(
             "",
             f"## On {counts['rows']} test clips of {counts['prompts']} prompts",
             "",
-            *_markdown(head, rows),
+            markdown.table(head, rows),
             "",
             "## Data",
             "",
-            *(_markdown(DATA_HEAD, data) if data else ["The data set was not at hand when this was registered."]),
+            markdown.table(DATA_HEAD, data) if data else "The data set was not at hand when this was registered.",
             "",
             "## Limits",
             "",
@@ -137,8 +137,3 @@ def as_html(
             pages.section("Limits", "", "".join(f"<p>{limit}</p>\n" for limit in LIMITS)),
         ],
     )
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
-    return [lines[0], f"|{' --- |' * len(head)}", *lines[1:]]

@@ -51,6 +51,9 @@ REPLACED_TAG: Final = "qualivision.replaced"
 HISTORY_TAG: Final = "qualivision.history"
 """What was done with a version: a JSON list of events."""
 
+APPROVAL_TAG: Final = "qualivision.approval"
+"""Whether a person was asked to promote it, and the answer, as JSON (`approval.py`)."""
+
 _GATE_TITLE: Final = "## The gate"
 
 
@@ -93,6 +96,9 @@ class Entry:
     scores: dict[str, float | None]
     """VQualA of each dimension on the test split, as it was registered"""
     verdict: str
+    approval: str
+    """What became of the question whether to promote it: `waiting`, `approved`, `rejected`, `lapsed`, `withdrawn`; or
+    empty"""
     registered: datetime
     history: tuple[Event, ...]
 
@@ -125,6 +131,7 @@ def register(
     store = tracking.client()
     for found in _versions(store, settings.name):
         if found.tags.get(tracking.CHECKPOINT_TAG) == identity:
+            _finish_registering(store, found, settings)
             return Registered(settings.name, int(found.version), new=False)
     with tracking.checkpoint_run(card.name, identity, name=f"register-{card.name}") as run_id:
         done = packaging.package(checkpoint, card, identity, report, metrics, data)
@@ -152,6 +159,15 @@ def register(
     )
     store.set_registered_model_alias(settings.name, CHALLENGER, version.version)
     return Registered(settings.name, int(version.version), new=True)
+
+
+def _finish_registering(store: MlflowClient, found: ModelVersion, settings: RegistrySettings) -> None:
+    """Point `challenger` at a version whose registration was stopped just before."""
+    if len(_events(found)) > 1:
+        return
+    newer = version_of(CHALLENGER, settings) or 0
+    if int(found.version) > newer:
+        store.set_registered_model_alias(settings.name, CHALLENGER, found.version)
 
 
 def record_verdict(version: int, verdict: Verdict, settings: RegistrySettings) -> None:
@@ -191,6 +207,8 @@ def version_of(alias: str, settings: RegistrySettings) -> int | None:
     except MlflowException as err:
         if err.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
+        if tracking.is_away(err):
+            raise
         raise RegistryError(f"the registry can't be asked: {str(err).splitlines()[0]}") from err
 
 
@@ -303,6 +321,8 @@ def fetch(uri: str | None) -> tuple[Path, str]:
     try:
         folder = Path(mlflow.artifacts.download_artifacts(resolved))
     except (MlflowException, OSError) as err:
+        if tracking.is_away(err):
+            raise
         raise ModelNotFoundError(f"{resolved}: its files can't be read: {str(err).splitlines()[0]}") from err
     checkpoint = folder / "artifacts" / CHECKPOINT_ARTIFACT
     if not all((checkpoint / name).is_file() for name in SERVED):
@@ -322,10 +342,46 @@ def objection(version: int, settings: RegistrySettings) -> str | None:
     return None
 
 
-def needs_gate(version: int, settings: RegistrySettings) -> bool:
-    """Whether a version was not held against the present champion yet."""
+def needs_gate(version: int, settings: RegistrySettings, data: Path = Path("data")) -> bool:
+    """Whether a version was not held against the present champion yet, on the present test rows."""
+    from qualivision.cache import file_hash
+    from qualivision.labels import labels_path
+
     verdict = verdict_of(version, settings)
-    return verdict is None or not is_current(verdict, version_of(CHAMPION, settings), settings)
+    if verdict is None or not is_current(verdict, version_of(CHAMPION, settings), settings):
+        return True
+    rows = labels_path(data, "test")
+    return rows.exists() and verdict.data != file_hash(rows)
+
+
+def remember(version: int, settings: RegistrySettings, what: str, *, who: str | None = None, why: str = "") -> None:
+    """Add to a version's history. Raises RegistryError when there is no such version.
+
+    Args:
+        version: which.
+        settings: the `registry` section.
+        what: was done.
+        who: did it; by default the user of this process.
+        why: the reason.
+    """
+    store = tracking.client()
+    _remember(store, settings, _get(store, settings, version), _event(what, who, why))
+
+
+def tags_of(version: int, settings: RegistrySettings) -> dict[str, str]:
+    """All tags of a version. Raises RegistryError when there is no such version."""
+    return dict(_get(tracking.client(), settings, version).tags)
+
+
+def tag(version: int, name: str, value: str, settings: RegistrySettings) -> None:
+    """Set a tag of a version."""
+    tracking.client().set_model_version_tag(settings.name, str(version), name, value)
+
+
+def versions_tagged(name: str, settings: RegistrySettings) -> list[int]:
+    """The versions that have a tag, the newest first."""
+    found = _versions(tracking.client(), settings.name)
+    return sorted((int(version.version) for version in found if name in version.tags), reverse=True)
 
 
 def _check_verdict(found: ModelVersion, champion: int | None, settings: RegistrySettings) -> None:
@@ -378,6 +434,8 @@ def _find(store: MlflowClient, uri: str) -> ModelVersion | None:
     try:
         return _resolve(store, uri)
     except MlflowException as err:
+        if tracking.is_away(err):
+            raise
         hint = HOW_TO_GET_ONE if uri.endswith(f"@{CHAMPION}") else str(err).splitlines()[0]
         raise ModelNotFoundError(f"{uri}: {hint}") from err
 
@@ -399,6 +457,8 @@ def _get(store: MlflowClient, settings: RegistrySettings, version: int) -> Model
     try:
         return store.get_model_version(settings.name, str(version))
     except MlflowException as err:
+        if tracking.is_away(err):
+            raise
         raise RegistryError(
             f"models:/{settings.name}/{version}: no such version; `qualivision models` lists them"
         ) from err
@@ -412,6 +472,7 @@ def _entry(version: ModelVersion, aliases: list[str]) -> Entry:
         aliases=tuple(sorted(aliases)),
         scores={name: scores.get(name) for name in DIMENSIONS},
         verdict=version.tags.get(VERDICT_TAG, "not judged"),
+        approval=json.loads(version.tags.get(APPROVAL_TAG, "{}")).get("state", ""),
         registered=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
         history=_events(version),
     )

@@ -8,11 +8,13 @@ stand in a file that DVC versions.
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qualivision.environment import STATE
+from qualivision.errors import AwayError
 from qualivision.labels import DIMENSIONS
 
 if TYPE_CHECKING:
@@ -49,6 +51,30 @@ def _with_experiment(artifacts: str | None) -> MlflowClient:
         found.create_experiment(EXPERIMENT, artifact_location=artifacts)
     mlflow.set_experiment(EXPERIMENT)
     return found
+
+
+@contextmanager
+def naming_what_is_away() -> Iterator[None]:
+    """Raise AwayError for the error that MLflow raises, anywhere within, when its server does not answer."""
+    try:
+        yield
+    except Exception as err:
+        if not is_away(err):
+            raise
+        where = sys.modules["mlflow"].get_tracking_uri()
+        cause = str(err).rpartition("Caused by ")[2].strip("()") or str(err)
+        raise AwayError(
+            f"MLflow at {where} does not answer ({cause}): start it, or correct MLFLOW_TRACKING_URI (unset, MLflow's "
+            "store is state/mlflow.db)"
+        ) from err
+
+
+def is_away(err: Exception) -> bool:
+    """Whether an error is that of MLflow's client after its last try to reach a server; it has no type of its own."""
+    mlflow = sys.modules.get("mlflow")
+    if mlflow is None:
+        return False
+    return isinstance(err, mlflow.exceptions.MlflowException) and "failed with exception" in str(err)
 
 
 METRICS_PER_REQUEST = 1000

@@ -1,7 +1,7 @@
 """The command line: one command for each stage, and what is done with a model.
 
 Owns arguments, messages and exit codes: 0 done, 1 something could not be done (one line on stderr says what), 2 a wrong
-call; `monitor` adds 3, drift. Everything heavy is imported inside the commands.
+call, 3 drift (`monitor`), 75 a server is away. Everything heavy is imported inside the commands.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from qualivision import environment
+from qualivision import environment, tracking
 from qualivision.cli import data, models, monitoring, scoring, stages
 from qualivision.errors import QualiVisionError, leaves
 
@@ -38,9 +38,10 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     causes: list[BaseException] = []
     try:
-        app()
+        with tracking.naming_what_is_away():
+            app()
     except* (QualiVisionError, OSError) as group:
         causes = list(leaves(group))
     if causes:  # outside: an exit within `except*` becomes part of a group in some versions of Python
         sys.stderr.writelines(f"{err}\n" for err in causes)
-        sys.exit(1)
+        sys.exit(max(getattr(err, "exit_code", 1) for err in causes))

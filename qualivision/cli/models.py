@@ -156,8 +156,14 @@ def _print_models(name: str, found: list[Entry]) -> None:
     for entry in found:
         scores = (shown(entry.scores[dimension]) for dimension in DIMENSIONS)
         age = _age((datetime.now(UTC) - entry.registered).total_seconds())
-        table.add_row(str(entry.version), entry.model, ", ".join(entry.aliases), *scores, entry.verdict, age)
+        table.add_row(str(entry.version), entry.model, ", ".join(entry.aliases), *scores, _standing(entry), age)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _standing(entry: Entry) -> str:
+    """The verdict, and what became of the question whether to promote it, where that is not plain from the alias."""
+    asked = {"waiting": "waits for approval", "rejected": "rejected", "lapsed": "nobody answered"}.get(entry.approval)
+    return f"{entry.verdict}, {asked}" if asked and "champion" not in entry.aliases else entry.verdict
 
 
 def _age(seconds: float) -> str:

@@ -1,0 +1,111 @@
+"""Commands that a flow runs: their lines as they come, an end in time, and nothing left behind when the flow ends.
+
+The process between a flow and its command is `supervise.py`: it stops the command when the flow is cancelled or killed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_SUPERVISE = Path(__file__).with_name("supervise.py")
+_KEPT_LINES = 2000
+_running: set[subprocess.Popen[str]] = set()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended.
+
+    Attributes:
+        code: its exit code; 128 and the signal's number for one that a signal ended.
+        lines: what it printed, at most the last 2000 lines.
+        late: it was stopped, for it took longer than it may.
+    """
+
+    code: int
+    lines: tuple[str, ...]
+    late: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether it did what it was to do."""
+        return self.code == 0 and not self.late
+
+
+def run_command(
+    command: list[str],
+    say: Callable[[str], None],
+    *,
+    seconds: float | None = None,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Ended:
+    """Run a command to its end; with it ends everything that it started.
+
+    Args:
+        command: program and arguments. Programs of this Python's environment are found first.
+        say: told each line, of stdout and stderr alike, as it comes.
+        seconds: after so many it is stopped; None for no limit.
+        folder: its working folder.
+        environment: more variables.
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    child = subprocess.Popen(
+        [sys.executable, "-P", str(_SUPERVISE), *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        cwd=folder,
+        env={**os.environ, **(environment or {}), "PATH": path},
+        start_new_session=True,
+    )
+    assert child.stdout is not None
+    _running.add(child)
+    late = threading.Event()
+
+    def stop_late() -> None:
+        late.set()
+        _stop(child)
+
+    limit = threading.Timer(seconds, stop_late) if seconds is not None else None
+    if limit:
+        limit.daemon = True
+        limit.start()
+    lines: deque[str] = deque(maxlen=_KEPT_LINES)
+    try:
+        for line in child.stdout:
+            if text := line.rstrip():
+                lines.append(text)
+                say(text)
+        return Ended(child.wait(), tuple(lines), late.is_set())
+    finally:
+        if limit:
+            limit.cancel()
+        _stop(child)
+        child.wait()
+        child.stdout.close()
+        _running.discard(child)
+
+
+def stop_commands() -> None:
+    """Stop every command of this process; the calls that run them come back."""
+    for child in tuple(_running):
+        _stop(child)
+
+
+def _stop(child: subprocess.Popen[str]) -> None:
+    """Tell a command's supervisor that nobody wants it any more."""
+    assert child.stdin is not None
+    child.stdin.close()
