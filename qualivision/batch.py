@@ -1,8 +1,8 @@
-"""Many videos, one model: decoded ahead in guarded processes, judged in batches in this one, put down row by row.
+"""Many videos, one model: decoded ahead in guarded processes, judged in batches in this one.
 
 Owns which videos of a table lie in which folder, the way from them to scores, and what happens to those that can't be
-scored. The model is `scoring.py`'s, the file `score_table.py`'s. However many videos there are, only so many as the
-processes and a batch need are decoded at a time.
+scored. The model is `scoring.py`'s, what becomes of the scores `score_run.py`'s. However many videos there are, only so
+many as the processes and a batch need are decoded at a time.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from collections import deque
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from qualivision.errors import QualiVisionError
-from qualivision.evaluation.metrics import PREDICTED_COLUMNS
-from qualivision.labels import DIMENSIONS, read_labels
+from qualivision.labels import read_labels
 from qualivision.scoring import Scores, check_prompt
 from qualivision.video import LostVideoError, VideoError
 from qualivision.workers import cores
@@ -26,15 +25,14 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from qualivision.decoding import Decoders
-    from qualivision.progress import Advance
-    from qualivision.score_table import Row, ScoreTable
-    from qualivision.scoring import Scorer
+    from qualivision.scoring import Located, Scorer
+    from qualivision.settings import DecodeSettings
     from qualivision.video import Frames
 
     Found = Scores | QualiVisionError
+    Judging = Callable[["Asking"], Iterator[tuple[str, Found]]]
+    """Scores videos: gives each name with its scores or its error, as they come."""
 
-_DECIMALS = 4
-"""Of a score in a table, as `--json` prints it: the last bits of a float depend on what shared its batch."""
 _NAMED = 3
 _APART = "give the path below the folder as video_name, or rename one"
 _VIDEO_SUFFIXES: Final = frozenset(
@@ -55,6 +53,14 @@ class Asked:
     prompt: str
     path: str
     error: str = ""
+
+
+class Asking(Protocol):
+    """Videos by name, so many of them, taken one by one."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[str, Asked]]: ...
 
 
 @dataclass(frozen=True)
@@ -190,7 +196,7 @@ def judged(
     while True:
         while len(decoding) + len(ready) < ahead and (following := next(todo, None)) is not None:
             name, asked = following
-            if (err := _hopeless(name, asked)) is not None:
+            if (err := hopeless(name, asked)) is not None:
                 yield name, err
             else:
                 decoding[decoders.frames(Path(asked.path), scorer.spec)] = (name, asked, True)
@@ -216,7 +222,8 @@ def judged(
             return
 
 
-def _hopeless(name: str, asked: Asked) -> QualiVisionError | None:
+def hopeless(name: str, asked: Asked) -> QualiVisionError | None:
+    """Why a video can't be scored, as far as that is known without reading it; None where it may be."""
     if asked.error:
         return VideoError(Path(name), asked.error)
     try:
@@ -227,106 +234,38 @@ def _hopeless(name: str, asked: Asked) -> QualiVisionError | None:
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a run made of a table: its rows, how many of them were there already, and how many have no scores."""
+class Here:
+    """Scores in this process, which loads the model when the first video is there.
 
-    rows: int
-    kept: int
-    failed: int
-    seconds: float
-
-    def __str__(self) -> str:
-        now = self.rows - self.kept - self.failed
-        parts = [f"{self.rows} rows", f"{now} scored"]
-        if self.kept:
-            parts.append(f"{self.kept} were there")
-        if self.failed:
-            parts.append(f"{self.failed} can't be scored")
-        return ", ".join(parts) + (f" ({now / self.seconds:.1f} clips/s)" if now and self.seconds else "")
-
-
-def fill(
-    table: ScoreTable,
-    videos: dict[str, Asked],
-    score: Callable[[Iterable[tuple[str, Asked]]], Iterator[tuple[str, Found]]],
-    *,
-    model: str,
-    advance: Advance,
-    complain: Callable[[str], None],
-) -> Done:
-    """Score the videos whose rows the table lacks, or has from another prompt or file, and finish it.
-
-    Args:
-        table: where the rows go.
-        videos: what shall be in it; other rows are left out.
-        score: `judged` with a model and processes.
-        model: its name, for the rows.
-        advance: told of the progress.
-        complain: told of each file that can't be scored. What lies nowhere is in the plan's notes.
-    Raises:
-        OSError: the disk is full; what was scored is kept, in the journal.
+    Attributes:
+        model: see `Scorer`.
+        limits: what decoding one video may take.
+        batch: clips that go through the model at once; by default 1, on a GPU 8.
+        workers: processes that decode; by default as the cores allow.
     """
-    import time
 
-    kept = table.keep(lambda row: _is_current(row, videos.get(row["video_name"])))
-    todo = [name for name in sorted(videos) if name not in table]
-    stands: dict[str, tuple[int | None, int | None]] = {}  # of the few that are under way
+    model: str | Path | Located | None
+    limits: DecodeSettings
+    batch: int | None = None
+    workers: int | None = None
 
-    def asked() -> Iterator[tuple[str, Asked]]:
-        for name in todo:
-            stands[name] = _stand(videos[name].path)
-            yield name, videos[name]
+    def __call__(self, videos: Asking) -> Iterator[tuple[str, Found]]:
+        """`judged`, with processes of its own."""
+        from qualivision.decoding import Decoders
+        from qualivision.scoring import Scorer
 
-    failed = 0
-    start = time.monotonic()
-    advance(0, len(todo))
-    for done, (name, found) in enumerate(score(asked()), start=1):
-        if not isinstance(found, Scores):
-            failed += 1
-            if not videos[name].error:
-                complain(str(found))
-        size, mtime_ns = stands.pop(name)
-        row = {"video_name": name, "Prompt": videos[name].prompt, "model": model, "size": size, "mtime_ns": mtime_ns}
-        table.add([row | _values(found)])
-        advance(done, len(todo))
-    table.finish()
-    return Done(len(videos), kept, failed, time.monotonic() - start)
+        decoders = Decoders(self.limits, workers=self.workers or decoding_processes(len(videos)))
+        try:
+            decoders.warm()  # while the model loads
+            scorer = Scorer(self.model)
+            yield from judged(scorer, decoders, videos, batch=self.batch or clips_at_once(scorer))
+        finally:
+            decoders.close()
 
 
-def _is_current(row: Row, asked: Asked | None) -> bool:
-    """Whether a row is what scoring again would give. One that failed is tried again."""
-    if asked is None or row["error"] or asked.error or row["Prompt"] != asked.prompt:
-        return False
-    return _stand(asked.path) == (row["size"], row["mtime_ns"])
-
-
-def _stand(path: str) -> tuple[int | None, int | None]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None, None
-    return found.st_size, found.st_mtime_ns
-
-
-def _values(found: Found) -> dict[str, Any]:
-    if isinstance(found, Scores):
-        scores = {
-            column: round(found[dimension], _DECIMALS)
-            for column, dimension in zip(PREDICTED_COLUMNS, DIMENSIONS, strict=True)
-        }
-        return scores | {"error": ""}
-    # The row says which video; where it lies is not the table's affair.
-    cause = found.cause if isinstance(found, VideoError) else str(found)
-    return dict.fromkeys(PREDICTED_COLUMNS, None) | {"error": cause.encode("utf-8", "backslashreplace").decode()}
-
-
-def model_name(scorer: Scorer) -> str:
-    """What to call a model in a table: a version of the registry, or a folder and what lies in it now."""
-    from qualivision.training.checkpoint import checkpoint_id
-
-    if scorer.name.startswith("models:/"):
-        return scorer.name
-    return f"{scorer.name}@{checkpoint_id(scorer.folder)[:12]}"
+def clips_at_once(scorer: Scorer) -> int:
+    """How many clips shall go through a model at once where nobody says."""
+    return 1 if scorer.device == "cpu" else 8
 
 
 def _count(items: list[str], what: str) -> str:

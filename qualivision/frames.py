@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from qualivision.cache import Arrays
     from qualivision.progress import Advance
     from qualivision.settings import DecodeSettings, FrameSpec
+    from qualivision.workers import Job
 
     MakeStem = Callable[[], Callable[[Arrays], Arrays]]
+    Run = Callable[[Callable[..., None], list[Job]], Iterable[object]]
+    """Runs `work(*job)` for each job: yields once for each that is done, then raises what failed."""
 
 
 def frame_cache(folder: Path, model: str) -> Cache:
@@ -62,6 +65,7 @@ def fill_frames(
     workers: int | None = None,
     verify: bool = False,
     prune: bool = True,
+    run: Run | None = None,
 ) -> Filled:
     """Decode the labelled videos that the frame cache lacks, each in a process that it may crash or hang.
 
@@ -76,6 +80,7 @@ def fill_frames(
         workers: processes; by default one for each core.
         verify: see `Cache.fill`.
         prune: see `Cache.fill`.
+        run: runs the jobs in place of `in_processes`: elsewhere than in processes of this machine.
     Raises:
         LabelError: a label table that can't be read.
         CacheError: the disk has no room for what is missing.
@@ -89,7 +94,10 @@ def fill_frames(
         if clips:
             say(_room_for(cache, len(clips), spec))
         jobs = [(videos[clip], cache, wanted[clip], spec, limits.decoder) for clip in clips]
-        yield from in_processes(_decode_one, jobs, workers=workers, guard=video.decoding_guard(limits))
+        if run is not None:
+            yield from run(_decode_one, jobs)
+        else:
+            yield from in_processes(_decode_one, jobs, workers=workers, guard=video.decoding_guard(limits))
 
     return cache.fill(wanted, missing, advance=advance, others=others, verify=verify, prune=prune)
 

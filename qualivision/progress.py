@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -40,8 +40,7 @@ def progress(label: str, unit: str = "clips") -> Iterator[Advance]:
     Yields:
         A function to call with how many are done and how many there are.
     """
-    show = _bar if sys.stderr.isatty() else _lines
-    with show(label, unit) as advance:
+    with _bar(label, unit) if sys.stderr.isatty() else nullcontext(in_lines(label, _write, unit)) as advance:
         yield advance
 
 
@@ -63,8 +62,8 @@ def _bar(label: str, unit: str) -> Iterator[Advance]:
         yield advance
 
 
-@contextmanager
-def _lines(label: str, unit: str) -> Iterator[Advance]:
+def in_lines(label: str, say: Callable[[str], None], unit: str = "clips") -> Advance:
+    """Progress as a line now and then, given to `say`; see `progress`."""
     last = time.monotonic()
     pace = _Pace()
 
@@ -78,6 +77,10 @@ def _lines(label: str, unit: str) -> Iterator[Advance]:
             if per_second:
                 left = timedelta(seconds=round((total - done) / per_second))
                 line += f", {per_second:.3g} {unit}/s, {left} left"
-            sys.stderr.write(f"{line}\n")
+            say(line)
 
-    yield advance
+    return advance
+
+
+def _write(line: str) -> None:
+    sys.stderr.write(f"{line}\n")

@@ -146,19 +146,8 @@ class ScoreTable:
 
     def _finished(self) -> Iterator[Row]:
         """The rows of the finished table of an earlier run, if they count."""
-        if self._afresh or not self.path.exists():
-            return
-        try:
-            for row in _READERS[self.path.suffix](self.path):
-                _check_columns(row)
-                if not isinstance(row["video_name"], str):
-                    raise ValueError(f"video_name is {row['video_name']!r}")
-                yield row
-        except (ValueError, TypeError, KeyError, csv.Error) as err:  # pyarrow's errors are ValueErrors
-            cause = str(err).partition("\n")[0]
-            raise ScoreTableError(
-                f"{self.path}: is no table of scores ({cause}); take another name, or --overwrite"
-            ) from err
+        if not self._afresh and self.path.exists():
+            yield from read_table(self.path)
 
     def _check_model(self, path: Path, model: object) -> None:
         if model != self._model:
@@ -188,10 +177,12 @@ def open_table(path: Path, model: str, *, overwrite: bool = False) -> Iterator[S
     """The table at `path`, for this run alone.
 
     Raises:
-        ScoreTableError: another run is writing it; or as `ScoreTable`.
+        ScoreTableError: another run is writing it; its suffix is none of `SUFFIXES`; or as `ScoreTable`.
     """
     from filelock import FileLock, Timeout
 
+    if path.suffix not in SUFFIXES:
+        raise ScoreTableError(f"{path}: a table of scores is one of {', '.join(SUFFIXES)}; give it such a name")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
@@ -206,6 +197,24 @@ def open_table(path: Path, model: str, *, overwrite: bool = False) -> Iterator[S
             table.close()
     finally:
         lock.release()
+
+
+def read_table(path: Path) -> Iterator[Row]:
+    """The rows of a finished table, one by one, sorted by name.
+
+    Raises:
+        ScoreTableError: no table of scores.
+        FileNotFoundError: no such file.
+    """
+    try:
+        for row in _READERS[path.suffix](path):
+            _check_columns(row)
+            if not isinstance(row["video_name"], str):
+                raise ValueError(f"video_name is {row['video_name']!r}")
+            yield row
+    except (ValueError, TypeError, KeyError, csv.Error) as err:  # pyarrow's errors are ValueErrors
+        cause = str(err).partition("\n")[0]
+        raise ScoreTableError(f"{path}: is no table of scores ({cause}); take another name, or --overwrite") from err
 
 
 def _head(journal: Path) -> Row | None:

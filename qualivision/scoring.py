@@ -52,25 +52,46 @@ class Scores:
         }
 
 
+@dataclass(frozen=True)
+class Located:
+    """A model that was found, and not loaded.
+
+    Attributes:
+        folder: its checkpoint, on this machine.
+        name: `models:/NAME/VERSION`, or the checkpoint's folder as it was given.
+    """
+
+    folder: Path
+    name: str
+
+    @property
+    def label(self) -> str:
+        """What to call it in a table: a version of the registry, or a folder and what lies in it now."""
+        from qualivision.training.checkpoint import checkpoint_id
+
+        return self.name if self.name.startswith("models:/") else f"{self.name}@{checkpoint_id(self.folder)[:12]}"
+
+
 class Scorer:
     """A loaded model.
 
     Args:
         model: a checkpoint folder or an MLflow model URI (`models:/qualivision/3`, `models:/qualivision@champion`);
-            by default the champion of the registry that `params.yaml` names.
+            by default the champion of the registry that `params.yaml` names. Or what `locate` made of one of these.
         device: as torch names devices; by default the GPU when there is one.
     Raises:
         ModelNotFoundError: no such model, or no champion yet.
         CheckpointError: the model is damaged or does not fit this version.
     """
 
-    def __init__(self, model: str | Path | None = None, *, device: str | None = None) -> None:
+    def __init__(self, model: str | Path | Located | None = None, *, device: str | None = None) -> None:
         import torch
 
         from qualivision.prompts import PromptEncoder
         from qualivision.training.checkpoint import load_checkpoint
 
-        self.folder, self.name = _locate(model)
+        found = locate(model)
+        self.folder, self.name = found.folder, found.name
         self._model, self.card = load_checkpoint(self.folder, with_stem=True)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model.to(self._device)
@@ -178,15 +199,22 @@ def score(video: str | Path, *, prompt: str, model: str | Path | None = None) ->
     return _scorer(model).score(video, prompt=prompt)
 
 
-def _locate(model: str | Path | None) -> tuple[Path, str]:
-    """The checkpoint folder of a model, and what to call it."""
+def locate(model: str | Path | Located | None) -> Located:
+    """Find a model (see `Scorer`); an alias becomes the version that it means now. Loads nothing.
+
+    Raises:
+        ModelNotFoundError: no such model, or no champion yet.
+        RegistryError: its files are not those that were registered.
+    """
+    if isinstance(model, Located):
+        return model
     if model is None or "://" in str(model) or str(model).startswith(("models:/", "runs:/")):
         from qualivision.registry import fetch
 
-        return fetch(None if model is None else str(model))
+        return Located(*fetch(None if model is None else str(model)))
     folder = Path(model)
     if not folder.is_dir():
         raise ModelNotFoundError(
             f"{folder}: no such checkpoint folder; give one, or an MLflow URI such as models:/qualivision@champion"
         )
-    return folder, str(folder)
+    return Located(folder, str(folder))

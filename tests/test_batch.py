@@ -22,7 +22,7 @@ import pytest
 from filelock import FileLock
 from small_models import FRAMES, write_checkpoint, write_clip
 
-from qualivision import batch, cli, decoding, video
+from qualivision import cli, decoding, score_run, video
 from qualivision.batch import Asked, judged, plan
 from qualivision.decoding import Decoders
 from qualivision.errors import QualiVisionError
@@ -133,7 +133,7 @@ class Engine:
 
         with open_table(Path(out), model, overwrite=overwrite) as table:
             ignored = {"advance": lambda done, total: None, "complain": self.said.append}
-            return batch.fill(table, asked.videos, score, model=model, **ignored)
+            return score_run.fill(table, asked.videos, score, model=model, **ignored)
 
 
 @pytest.fixture

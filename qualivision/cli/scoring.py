@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -15,12 +13,10 @@ import typer
 from qualivision.cli.output import complain, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
 
-    from qualivision.batch import Asked, Found
-    from qualivision.scoring import Scorer, Scores
-
-    Judging = Callable[[Iterable[tuple[str, Asked]]], Iterator[tuple[str, Found]]]
+    from qualivision.batch import Asked, Here
+    from qualivision.scoring import Scores
 
 T = TypeVar("T")
 
@@ -55,6 +51,10 @@ def score(
     any depth. With --out, a row that is there is made again only when its video or its prompt has changed, or when it
     failed.
     """
+    from qualivision.batch import Here
+    from qualivision.score_table import SUFFIXES
+    from qualivision.settings import PARAMS_FILE, DecodeSettings, load_settings
+
     if (prompt is None) == (prompts is None):
         raise typer.BadParameter("give either --prompt TEXT or --prompts FILE.csv")
     if prompt is not None and not prompt.strip():
@@ -65,60 +65,33 @@ def score(
         raise typer.BadParameter("there is nothing to overwrite without --out", param_hint="--overwrite")
     if out is not None and as_json:
         raise typer.BadParameter("a table of JSON lines is --out FILE.jsonl", param_hint="--json")
-    engine = _Engine(model, batch, workers)
+    if out is not None and out.suffix not in SUFFIXES:
+        raise typer.BadParameter(f"{out} is none of {', '.join(SUFFIXES)}", param_hint="--out")
+    limits = load_settings().decode if PARAMS_FILE.exists() else DecodeSettings()
+    here = Here(model, limits, batch, workers)
     if out is None:
-        failed = _score_to_stdout(videos, prompt, prompts, engine, as_json=as_json)
+        failed = _score_to_stdout(videos, prompt, prompts, here, as_json=as_json)
     else:
-        failed = _score_to_table(videos, prompt, prompts, engine, out, overwrite=overwrite)
+        failed = _score_to_table(videos, prompt, prompts, here, out, overwrite=overwrite)
     if failed:
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True)
-class _Engine:
-    """What `score` scores with, before anything is loaded."""
-
-    model: str | None
-    batch: int | None
-    workers: int | None
-
-    @contextmanager
-    def start(self, videos: int) -> Iterator[tuple[Scorer, Judging]]:
-        """The model, and what scores (name, video) after (name, video) with it."""
-        from qualivision.batch import decoding_processes, judged
-        from qualivision.decoding import Decoders
-        from qualivision.scoring import Scorer
-        from qualivision.settings import PARAMS_FILE, DecodeSettings, load_settings
-
-        limits = load_settings().decode if PARAMS_FILE.exists() else DecodeSettings()
-        decoders = Decoders(limits, workers=self.workers or decoding_processes(videos))
-        try:
-            decoders.warm()  # while the model loads
-            scorer = Scorer(self.model)
-            batch = self.batch or (1 if scorer.device == "cpu" else 8)
-            yield scorer, partial(judged, scorer, decoders, batch=batch)
-        finally:
-            decoders.close()
-
-
-def _score_to_stdout(
-    videos: list[Path], prompt: str | None, prompts: Path | None, engine: _Engine, *, as_json: bool
-) -> int:
+def _score_to_stdout(videos: list[Path], prompt: str | None, prompts: Path | None, here: Here, *, as_json: bool) -> int:
     """Score and print, in the order in which the videos were given; returns how many failed."""
     from qualivision.scoring import Scores
 
     items, failed = _with_prompts(videos, prompt, prompts)
     scored: list[Scores] = []
     if items:
-        with engine.start(len(items)) as (_, judged):
-            for found in _in_order(judged((str(number), item) for number, item in enumerate(items))):
-                if not isinstance(found, Scores):
-                    failed += 1
-                    complain(found)
-                elif as_json:
-                    say(json.dumps(found.as_dict(), ensure_ascii=False))
-                else:
-                    scored.append(found)
+        for found in _in_order(here([(str(number), item) for number, item in enumerate(items)])):
+            if not isinstance(found, Scores):
+                failed += 1
+                complain(found)
+            elif as_json:
+                say(json.dumps(found.as_dict(), ensure_ascii=False))
+            else:
+                scored.append(found)
     if scored:
         _print_scores(scored)
     return failed
@@ -162,15 +135,13 @@ def _with_prompts(videos: list[Path], prompt: str | None, table: Path | None) ->
 
 
 def _score_to_table(
-    videos: list[Path], prompt: str | None, prompts: Path | None, engine: _Engine, out: Path, *, overwrite: bool
+    videos: list[Path], prompt: str | None, prompts: Path | None, here: Here, out: Path, *, overwrite: bool
 ) -> int:
     """Score into a table, going on with what is there; returns how many failed."""
-    from qualivision import batch
+    from qualivision import batch, score_run
     from qualivision.progress import progress
-    from qualivision.score_table import SUFFIXES, open_table
+    from qualivision.scoring import locate
 
-    if out.suffix not in SUFFIXES:
-        raise typer.BadParameter(f"{out} is none of {', '.join(SUFFIXES)}", param_hint="--out")
     if prompts is not None:
         asked = batch.plan(videos, prompts)
     else:
@@ -180,10 +151,17 @@ def _score_to_table(
         complain(line)
     if not asked.videos:
         return len(asked.unasked)
-    with engine.start(len(asked.videos)) as (scorer, judged):
-        model = batch.model_name(scorer)
-        with open_table(out, model, overwrite=overwrite) as table, progress("score") as advance:
-            done = batch.fill(table, asked.videos, judged, model=model, advance=advance, complain=complain)
+    model = locate(here.model)
+    with progress("score") as advance:
+        done = score_run.run(
+            out,
+            asked.videos,
+            replace(here, model=model),
+            model=model.label,
+            overwrite=overwrite,
+            advance=advance,
+            complain=complain,
+        )
     say(f"score: {out}: {done}")
     return done.failed + len(asked.unasked)
 
