@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from base64 import b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,13 +17,16 @@ environment.prepare()  # before Prefect is imported: it reads its home and its t
 
 from prefect import flow, get_run_logger  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
+from prefect.client.schemas.objects import FlowRun  # noqa: E402
 from prefect.deployments import run_deployment  # noqa: E402
 from prefect.exceptions import ObjectNotFound  # noqa: E402
 from prefect.states import Completed, State  # noqa: E402
 
+from flows.outcome import tell  # noqa: E402
 from qualivision import monitoring  # noqa: E402
-from qualivision.errors import QualiVisionError  # noqa: E402
+from qualivision.progress import in_lines  # noqa: E402
 from qualivision.settings import load_settings  # noqa: E402
+from qualivision.stages import places  # noqa: E402
 
 if TYPE_CHECKING:
     from qualivision.monitoring.report import Report
@@ -40,50 +42,60 @@ def monitor(
     days: float | None = None,
     clips: int | None = None,
     open_retraining: bool = True,
-) -> State[dict[str, object]]:
+) -> State[None]:
     """Hold what the champion scored lately against the clips it was judged on, and open a retraining if it has drifted.
 
-    The threshold is in the section `monitor` of params.yaml. The same drift opens one retraining for a champion, and not
-    one every night.
+    The threshold is in the section `monitor` of params.yaml. One drift opens one retraining for a champion, and not one
+    every night.
 
     Args:
-        scores: A table of scores, or a folder of them. Empty: `monitor.scores` of params.yaml.
-        videos: Folders in which the scored videos lie; without them no picture is looked at. Empty: `monitor.videos`.
-        days: How old a video of the current window may be. Empty: `monitor.days`.
-        clips: How many are looked at in each of the two windows. Empty: `monitor.clips`.
-        open_retraining: Off: only say what has drifted.
+        scores: A table of scores, or a folder of them. By default monitor.scores of params.yaml.
+        videos: Folders in which the scored videos lie; without them no picture is looked at. By default monitor.videos.
+        days: How old a video may be to count. By default monitor.days.
+        clips: How many are looked at in each of the two windows. By default monitor.clips.
+        open_retraining: Whether a drift opens a retraining; if not, it is only told.
     """
-    from qualivision.stages import places
-
+    log = get_run_logger()
     settings = load_settings()
     rules = settings.monitor.but(scores=scores, videos=videos and tuple(videos), days=days, clips=clips)
-    log = get_run_logger()
     report = monitoring.look(
-        settings.model_copy(update={"monitor": rules}), places.DATA, advance=lambda what: _telling(what, log.info)
+        settings.model_copy(update={"monitor": rules}), places.DATA, advance=lambda what: in_lines(what, log.info)
     )
     monitoring.write(report, places.REPORTS)
-    _show(report)
+    markdown = report.as_markdown(monitoring.picture(report))
+    create_markdown_artifact(key="drift", markdown=markdown, description=report.line)
     log.info(report.as_text())
-    opened = _open(report) if report.due and open_retraining else "none was to be opened" if report.due else ""
-    message = report.line + (f"; {opened}" if opened else "")
-    return Completed(message=message, data={"line": message, "due": report.due, "drifted": report.named})
+    message = f"{report.line}; {_opened(report)}" if report.due and open_retraining else report.line
+    return Completed(message=message)
 
 
-def _open(report: Report) -> str:
-    """Run the retraining's deployment, if this drift is news; returns in words what came of it."""
+def _opened(report: Report) -> str:
+    """Open a retraining, if this drift is news; returns in words what came of it."""
     if not (news := monitoring.news(report)):
         return "a retraining was opened for it before"
     why = f"drift under {report.champion}: {', '.join(news)}"
     try:
+        # No subflow: it outlives this run, and what becomes of it is told by itself.
         run = run_deployment(RETRAINING, parameters={"why": why}, timeout=0, as_subflow=False)
     except ObjectNotFound:
-        return f"none is opened, for there is no deployment {RETRAINING}: `python -m flows.deploy` makes it"
+        return f"none is opened, for there is no deployment {RETRAINING}; `python -m flows.deploy` makes it"
+    assert isinstance(run, FlowRun)  # and no coroutine: this flow is not async
     monitoring.remember(report, run=run.name)
     return f"retraining {run.name} is opened"
 
 
-def _show(report: Report) -> None:
-    """The report as an artifact in Prefect's UI, with its picture."""
-    png = monitoring.picture(report)
-    url = f"data:image/png;base64,{b64encode(png).decode()}" if png else ""
-    create_markdown_artifact(key="drift", markdown=report.as_markdown(url), description=report.line)
+def main() -> int:
+    """Run the flow in this process."""
+    parser = argparse.ArgumentParser(prog="python -m flows.monitor", description="Whether what is scored has drifted.")
+    parser.add_argument("scores", nargs="?", type=Path, help="a table of scores, or a folder of them")
+    parser.add_argument("--videos", action="append", type=Path, help="a folder in which scored videos lie; repeatable")
+    parser.add_argument("--days", type=float, help="how old a video may be to count")
+    parser.add_argument("--clips", type=int, help="looked at in each of the two windows")
+    parser.add_argument(
+        "--only-tell", dest="open_retraining", action="store_false", help="do not open a retraining for a drift"
+    )
+    return tell("monitor", monitor(**vars(parser.parse_args()), return_state=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -97,6 +97,20 @@ def picture(report: Report) -> bytes | None:
     return distributions(drawn) if drawn else None
 
 
+def news(report: Report) -> list[str]:
+    """What has drifted that no retraining was opened for under this champion."""
+    from qualivision.monitoring import opened
+
+    return opened.news(report.champion, report.named, folder())
+
+
+def remember(report: Report, *, run: str) -> None:
+    """Put down that a retraining was opened for a drift, as the run of that name. Raises OSError."""
+    from qualivision.monitoring import opened
+
+    opened.remember(report.champion, report.named, folder(), run=run)
+
+
 def _compare(
     champion: str,
     when: str,

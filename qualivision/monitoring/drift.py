@@ -83,7 +83,7 @@ class Change:
         p: that chance alone makes it so large; corrected over all figures once `settled`.
         way: in which way the current window differs: lower, higher, more varied, more alike; of another kind.
         drifted: both large and significant.
-        note: why it could not be compared.
+        note: why it could not be compared: a window has none or too few of it.
     """
 
     figure: Figure
@@ -219,11 +219,9 @@ def _compared(figure: Figure, reference: pd.DataFrame, current: pd.DataFrame, ru
     windows = [window[[figure.name, GROUP]].dropna() for window in (reference, current)]
     sides = [_side(figure, window[figure.name].to_numpy(np.float64)) for window in windows]
     change = Change(figure, sides[0], sides[1])
-    for window, name in zip(windows, ("the reference", "the current window"), strict=True):
-        if window.empty:
-            return replace(change, note=f"no clip of {name} has it")
+    for window, name in zip(windows, ("reference", "current"), strict=True):
         if not enough(window[GROUP].tolist(), rules):
-            return replace(change, note=f"too few clips or prompts of {name} have it")
+            return replace(change, note=f"too few {name}" if len(window) else f"none {name}")
     values = np.concatenate([window[figure.name].to_numpy(np.float64) for window in windows])
     is_current = np.repeat([False, True], [len(window) for window in windows])
     groups = np.concatenate([window[GROUP].to_numpy(dtype=object) for window in windows])

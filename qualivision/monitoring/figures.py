@@ -1,8 +1,8 @@
 """What a clip is like, in figures that people understand: its file, its prompt, its pictures.
 
-Owns which figures there are, how they are measured, and the memory of them: a video is decoded once, as long as it
+Owns which figures there are, how they are measured, and the memory of them: a video is looked at once, as long as it
 stays as it is. Pictures are measured at one small size, whatever the video's own is, which is about what a model sees
-of it; that a clip is larger is said by width and height.
+of it; that a clip is larger is said by width and height. Only a coder's grid is looked for at the video's own size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qualivision.labels import DIMENSIONS
 from qualivision.monitoring.drift import Figure
 from qualivision.seen import Seen
 from qualivision.settings import FrameSpec
-from qualivision.video import READER_VERSION, VideoError, decoding_guard, probe, read_frames
+from qualivision.video import READER_VERSION, VideoError, decoding_guard, probe, read_frames, sample
 from qualivision.workers import in_processes
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from qualivision.progress import Advance
     from qualivision.settings import DecodeSettings
+    from qualivision.video import Frames
 
     Measured = dict[str, float]
 
@@ -49,11 +50,14 @@ PICTURES: Final = (
     Figure("colourfulness", "", "Mean distance from grey, 0 to about 1."),
     Figure("sharpness", "grey levels", "Mean step from pixel to pixel, at 224 x 224."),
     Figure("noise", "grey levels", "Standard deviation of noise in the calmest parts of a frame (Immerkaer's mask)."),
-    Figure("blockiness", "", "How far a coder's grid stands out: 1 is not at all."),
+    Figure("blockiness", "", "Steps at the borders of 8 x 8 fields, in which coders work, against others: 1 is none."),
     Figure("motion", "grey levels", "Mean change of a pixel between two of 32 frames."),
     Figure("flicker", "grey levels", "Mean change of a frame's brightness."),
     Figure("stillness", "", "Share of the pixels that do not change."),
 )
+_FIELD: Final = 8
+_FRAMES_OF_GRID: Final = 4
+_FLOOR: Final = 0.1  # grey levels: what is smoother than that has no grid to be seen
 WORDS: Final = Figure("words", "", "In the prompt.")
 SCORES: Final = tuple(Figure(dimension, "MOS", "As the champion scores it.", "score") for dimension in DIMENSIONS)
 COLUMN_OF: Final = dict(zip(DIMENSIONS, PREDICTED_COLUMNS, strict=True))
@@ -114,6 +118,7 @@ def _measure(path: Path, decoder: str) -> tuple[Path, Measured | str]:
         info = probe(path)
         size = path.stat().st_size
         frames = read_frames(path, SPEC, decoder=decoder)  # type: ignore[arg-type]
+        blockiness = grid(sample(path, _FRAMES_OF_GRID, decoder=decoder))  # type: ignore[arg-type]
     except VideoError as err:
         return path, err.cause
     except MemoryError:
@@ -125,6 +130,8 @@ def _measure(path: Path, decoder: str) -> tuple[Path, Measured | str]:
         "height": float(info.height),
         "bits per pixel": size * 8 / (info.frames * info.width * info.height),
     }
+    if blockiness is not None:
+        measured["blockiness"] = blockiness
     if info.fps:
         measured |= {"seconds": info.seconds, "frame rate": info.fps}
     import torch
@@ -136,8 +143,28 @@ def _measure(path: Path, decoder: str) -> tuple[Path, Measured | str]:
         return path, measured | picture_figures(frame_statistics(frames_to_input(frames))[0])
 
 
+def grid(frames: Frames) -> float | None:
+    """How far the borders of a coder's fields stand out of (T, H, W, 3) frames at their own size.
+
+    After Wang, Bovik and Evans (ICIP 2000): steps from pixel to pixel at multiples of 8, divided by those elsewhere. A
+    picture with no grid has 1, whatever else is in it; one that is too small for two fields has none.
+    """
+    import numpy as np
+
+    if min(frames.shape[1:3]) < 2 * _FIELD:
+        return None
+    found = []
+    for frame in frames:  # one by one: those of 8K would be gigabytes
+        luma = frame.astype(np.float32) @ np.array((0.299, 0.587, 0.114), np.float32)
+        for along in (0, 1):
+            steps = np.abs(np.diff(luma, axis=along)).mean(axis=1 - along)
+            at_borders = np.arange(len(steps)) % _FIELD == _FIELD - 1
+            found.append((steps[at_borders].mean() + _FLOOR) / (steps[~at_borders].mean() + _FLOOR))
+    return float(np.mean(found))
+
+
 def picture_figures(statistics: Tensor) -> Measured:
-    """The figures of `PICTURES` from `frame_statistics` of one clip, (T, STATISTICS)."""
+    """The figures of `PICTURES`, all but the grid, from `frame_statistics` of one clip, (T, STATISTICS)."""
     values = statistics.double()
     return {name: float(of(values).mean()) for name, of in _PICTURE_FIGURES.items()}
 
@@ -168,7 +195,6 @@ _PICTURE_FIGURES: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "colourfulness": _level(7),
     "sharpness": _energy((_DETAIL, _DETAIL + 1)),
     "noise": _energy((_DETAIL + 7,), _SIGMA),
-    "blockiness": _energy((_DETAIL + 9, _DETAIL + 10), 1.0),
     "motion": _energy((_MOTION,), changes=True),
     "flicker": _energy((_MOTION + 2,), changes=True),
     "stillness": _level(_MOTION + 4, changes=True),

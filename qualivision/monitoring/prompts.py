@@ -54,8 +54,7 @@ def compare_prompts(
     sides = [Side(len(prompts)) for prompts in windows]
     fewest = max(FOLDS, rules.min_prompts)
     if min(map(len, windows)) < fewest:
-        note = f"fewer than {fewest} distinct prompts in a window"
-        return Change(FIGURE, sides[0], sides[1], note=note)
+        return Change(FIGURE, sides[0], sides[1], note=f"fewer than {fewest} different")
     keys = [key for window in windows for key in window]
     is_current = np.repeat([False, True], [len(window) for window in windows])
     vectors = encode([prompt for window in windows for prompt in window.values()])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
-from qualivision import pages
+from qualivision import markdown, pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 NAMED: Final = 4
 """Drifted figures in the one line; the rest are counted."""
-_HEAD: Final = ("", "reference", "current", "distance", "by chance", "p", "")
+_HEAD: Final = ("", "drift", "reference", "current", "distance", "by chance", "p")
 _HOW: Final = (
     "Median, and in brackets what a tenth and nine tenths of the clips lie below. Distance: Kolmogorov-Smirnov, 0 (the "
     "same) to 1 (no overlap); of prompts the AUC with which they are told apart. By chance: the distance that equal "
@@ -88,26 +88,30 @@ class Report:
             wanted = f"{self.rules.min_clips} clips of {self.rules.min_prompts} prompts"
             which = "current window" if not _fits(now, prompts, self.rules) else "reference"
             count, of = (now, prompts) if which == "current window" else (before, self.prompts[0])
-            return f"too small for a verdict: the {which} has {count} clips of {of} prompts, and {wanted} are needed"
+            small = f"too small for a verdict: the {which} has {count} clips of {of} prompts, and {wanted} are needed"
+            return "; ".join((small, *self.notes))
         against = f"{now} clips against {before} of the reference"
         if not self.drifted:
             compared = sum(change.p is not None for change in self.changes)
             return f"no drift: {against}, in {compared} figures"
         first = "; ".join(phrase(change) for change in self.drifted[:NAMED])
         more = f"; {len(self.drifted) - NAMED} more" if len(self.drifted) > NAMED else ""
+        if not self.named:
+            return f"drift that no retraining mends: {first} ({against})"
         verdict = "a retraining is due" if self.due else "not enough to open a retraining"
         return f"drift, {verdict}: {first}{more} ({against})"
 
     def as_text(self) -> str:
         """For a terminal."""
-        lines = [*self.notes]
+        lines = [*self.notes] if self.changes else []
         if self.changes:
             rows = [_HEAD, *_rows(self.changes)]
             widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
             lines += ["", f"against {self.champion}'s test clips", ""]
             for row in rows:
-                cells = (cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:-1], strict=True))
-                lines.append("  ".join((row[0].ljust(widths[0]), *cells, row[-1])).rstrip())
+                words = (cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True))
+                cells = (cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True))
+                lines.append("  ".join((*words, *cells)))
         if self.drifted:
             lines += ["", *(phrase(change) for change in self.drifted), "", *wrap(MENDS, 110)]
             lines += [f"  {_unusual(clip)}" for clip in self.unusual]
@@ -138,21 +142,17 @@ class Report:
             "rules": self.rules.model_dump(mode="json"),
         }
 
-    def as_markdown(self, picture: str = "") -> str:
-        """For Prefect's UI.
-
-        Args:
-            picture: a URL of the picture of the drift, if there is one.
-        """
-        lines = [f"**{self.line}**", ""]
-        if picture:
-            lines += [f"![reference against current]({picture})", ""]
+    def as_markdown(self, png: bytes | None) -> str:
+        """For Prefect's UI; with the picture of the drift, if there is one."""
+        parts = [f"**{_escaped(self.line)}**"]
+        if png is not None:
+            parts.append(markdown.picture(png, "each drifted figure, reference against current"))
         if self.changes:
-            head = [cell or " " for cell in _HEAD]
-            lines += [_cells(head), "|---|" + "---:|" * (len(head) - 2) + "---|", *map(_cells, _rows(self.changes)), ""]
+            parts.append(markdown.table(_HEAD, (map(_escaped, row) for row in _rows(self.changes))))
         if self.drifted:
-            lines += [MENDS, "", *(f"- {_escaped(_unusual(clip))}" for clip in self.unusual), ""]
-        return "\n".join([*lines, *(f"- {_escaped(note)}" for note in self.notes)]).rstrip() + "\n"
+            parts += [MENDS, "\n".join(f"- {_escaped(_unusual(clip))}" for clip in self.unusual)]
+        parts.append("\n".join(f"- {_escaped(note)}" for note in self.notes))
+        return "\n\n".join(part for part in parts if part) + "\n"
 
     def as_html(self, png: bytes | None) -> str:
         """The page; with the picture of the drift, if there is one."""
@@ -173,9 +173,9 @@ class Report:
             ]
             table = pages.table(("", "deviations", "farthest in"), rows)
             yield pages.section("The clips farthest from the reference", MENDS, table)
-        means = [(change.figure.name, change.figure.means) for change in self.changes if change.figure.means]
+        means = [(f"{change.figure.name}: {change.figure.means}",) for change in self.changes if change.figure.means]
         if means:
-            yield pages.section("What the figures are", "", pages.table(("", ""), means))
+            yield pages.section("What the figures are", "", pages.table(("",), means))
 
 
 def phrase(change: Change) -> str:
@@ -206,15 +206,14 @@ def _fits(clips: int, prompts: int, rules: MonitorSettings) -> bool:
 
 def _rows(changes: Sequence[Change]) -> Iterator[tuple[str, ...]]:
     for change in changes:
-        verdict = change.note or (change.way if change.drifted else "")
         yield (
             change.figure.name + (f" ({change.figure.unit})" if change.figure.unit else ""),
+            change.note or (change.way if change.drifted else ""),
             _spread(change, change.reference),
             _spread(change, change.current),
             "-" if change.distance is None else f"{change.distance:.2f}",
             "-" if change.chance is None else f"{change.chance:.2f}",
             "-" if change.p is None else f"{change.p:.2g}",
-            f"drifted: {verdict}" if change.drifted else verdict,
         )
 
 
@@ -260,10 +259,6 @@ def _unit(unit: str) -> str:
     return f" {unit}" if unit else ""
 
 
-def _cells(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(_escaped, cells)) + " |"
-
-
 def _escaped(text: str) -> str:
     """Text that Markdown shows as it is."""
-    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#!" else letter for letter in text).replace("\n", " ")
+    return "".join(f"\\{letter}" if letter in "\\`*_[]<>" else letter for letter in text).replace("\n", " ")

@@ -15,7 +15,6 @@ import heapq
 import os
 from collections import Counter
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,14 +22,13 @@ from qualivision.errors import QualiVisionError
 from qualivision.labels import has_mos, labels_path, prompt_key, read_labels, videos_dir
 from qualivision.monitoring.drift import GROUP
 from qualivision.monitoring.figures import COLUMN_OF, UNSCORED, WORDS, words
-from qualivision.score_table import SUFFIXES, ScoreTableError, open_table, read_rows
+from qualivision.score_table import SUFFIXES, ScoreTableError, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     import pandas as pd
 
-    from qualivision.batch import Asked, Found
     from qualivision.progress import Advance
     from qualivision.score_table import Row
     from qualivision.settings import DecodeSettings, MonitorSettings
@@ -81,7 +79,7 @@ def current(
         rules: how old a video may be, and how many are drawn.
         now_ns: the present, nanoseconds since 1970.
     Raises:
-        MonitorError: a table that is named is not there.
+        MonitorError: a table or a folder of videos that is named is not there.
         ScoreTableError: a table that is named is none.
         OSError: a folder of videos can't be read.
     """
@@ -131,7 +129,8 @@ def reference(
         ScoreTableError: another run is scoring it.
         ModelNotFoundError, CheckpointError: the model can't be read.
     """
-    from qualivision.batch import Asked, fill
+    from qualivision import score_run
+    from qualivision.batch import Asked, Here
 
     path = labels_path(data, SPLIT)
     rated = read_labels(path, require_mos=False)
@@ -143,12 +142,9 @@ def reference(
     videos = {name: Asked(prompt_of[name], str(videos_dir(data, SPLIT) / name)) for _, name in drawn}
     complaints: list[str] = []
 
-    def scored(asked: Iterable[tuple[str, Asked]]) -> Iterator[tuple[str, Found]]:
-        return _judged(model, limits, asked, len(videos))
-
-    with open_table(table, model) as rows:
-        fill(rows, videos, scored, model=model, advance=advance, complain=complaints.append)
-    found = list(read_rows(table))
+    here = Here(model, limits)
+    score_run.run(table, videos, here, model=model, advance=advance, complain=complaints.append)
+    found = list(read_table(table))
     places = {_standing(row): Path(videos[row["video_name"]].path) for row in found}
     return Window(_clips(found, places), len(names), tuple(complaints))
 
@@ -159,12 +155,17 @@ def find(rows: Iterable[Row], folders: Iterable[Path]) -> dict[Standing, Path]:
     Args:
         rows: of a table of scores.
         folders: looked through at any depth; `video_name` is the path below one of them, or the file's name alone.
+    Raises:
+        MonitorError: no such folder.
+        OSError: one can't be read.
     """
     wanted: dict[str, set[tuple[int, int]]] = {}
     for row in rows:
         wanted.setdefault(row["video_name"], set()).add((row["size"], row["mtime_ns"]))
     found: dict[Standing, Path] = {}
     for folder in folders:
+        if not folder.is_dir():
+            raise MonitorError(f"{folder}: no such folder of videos; see --videos, or monitor.videos of params.yaml")
         for at, below, files in os.walk(folder, onerror=_refuse):
             below.sort()
             for file in sorted(files):
@@ -181,36 +182,16 @@ def _rows(tables: Sequence[Path], notes: list[str]) -> Iterator[Row]:
         if given.suffix in SUFFIXES and not given.is_dir():
             if not given.is_file():
                 raise MonitorError(f"{given}: no such table of scores; {HOW_TO_SCORE}")
-            yield from read_rows(given)
+            yield from read_table(given)
             continue
         files = sorted(path for path in given.rglob("*") if path.suffix in SUFFIXES and not path.name.startswith("."))
         if not files:
             notes.append(f"{given}: holds no table of scores; {HOW_TO_SCORE}")
         for path in files:
             try:
-                yield from read_rows(path)
+                yield from read_table(path)
             except ScoreTableError as err:
-                notes.append(f"{err}, and left out")
-
-
-def _judged(
-    model: str, limits: DecodeSettings, asked: Iterable[tuple[str, Asked]], count: int
-) -> Iterator[tuple[str, Found]]:
-    """As `batch.judged`; the model is loaded with the first video, so not at all when there is none."""
-    todo = iter(asked)
-    if (first := next(todo, None)) is None:
-        return
-    from qualivision.batch import decoding_processes, judged
-    from qualivision.decoding import Decoders
-    from qualivision.scoring import Scorer
-
-    decoders = Decoders(limits, workers=decoding_processes(count))
-    try:
-        decoders.warm()
-        scorer = Scorer(model)
-        yield from judged(scorer, decoders, chain([first], todo), batch=1 if scorer.device == "cpu" else 8)
-    finally:
-        decoders.close()
+                notes.append(f"left out: {err}")
 
 
 def _clips(rows: Sequence[Row], places: dict[Standing, Path]) -> pd.DataFrame:
