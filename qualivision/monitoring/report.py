@@ -185,12 +185,19 @@ def phrase(change: Change) -> str:
         how = f"told apart with an AUC of {change.distance:.2f}"
     elif figure.kind == "unscored":
         how = f"{before.middle:.1%} -> {now.middle:.1%}"
-    elif change.way in ("lower", "higher"):
+    elif change.way in ("lower", "higher") and _moved(before, now):
         how = f"median {number(before.middle)} -> {number(now.middle)}{_unit(figure.unit)}"
     else:
         how = f"most {number(before.low)} to {number(before.high)} -> {number(now.low)} to {number(now.high)}"
         how += _unit(figure.unit)
     return f"{figure.name}: {change.way} ({how})"
+
+
+def _moved(before: Side, now: Side) -> bool:
+    """Whether the medians tell it: a figure may be higher in its tail alone."""
+    if None in (before.middle, now.middle, before.low, before.high):
+        return False
+    return abs(now.middle - before.middle) >= 0.1 * (before.high - before.low)  # type: ignore[operator]
 
 
 def number(value: float | None) -> str:
