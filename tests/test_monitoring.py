@@ -83,8 +83,9 @@ def test_the_current_window_is_what_the_champion_scored_of_new_videos(tmp_path):
     assert found.clips.set_index("video_name").loc["failed.mp4", ["not scored", "words"]].tolist() == [1.0, 3.0]
     assert found.clips.set_index("video_name").loc["failed.mp4", list(DIMENSIONS)].isna().all()
     notes = "\n".join(found.notes)
-    assert "1 rows are of videos older than 7 days" in notes
-    assert "1 rows are scored by another model" in notes and "1 rows are of files that were not there" in notes
+    assert "rows left out, of videos older than 7 days: 1" in notes
+    assert "rows left out, scored by another model: 1" in notes
+    assert "rows left out, of files that were not there: 1" in notes
     assert f"left out: {tmp_path}/scores/prompts.csv: is no table of scores" in notes
     assert "their pictures are not looked at" in notes
 
@@ -141,7 +142,7 @@ def test_a_video_is_found_by_name_where_it_is_as_it_was_scored(tmp_path):
     paths = dict(zip(found.clips["video_name"], found.clips["path"], strict=True))
     assert paths == {"deep/1.mp4": str(below), "2.mp4": str(alone), "3.mp4": "", "4.mp4": "", "5.mp4": ""}
     [note] = found.notes
-    assert note.startswith("3 videos are not in ") and "as they were scored: " in note
+    assert note.startswith("videos that are not in ") and "as they were scored: 3 of 5: " in note
 
 
 def test_two_videos_of_one_name_are_told_apart(tmp_path):
@@ -269,7 +270,7 @@ def test_another_champion_gets_a_reference_of_its_own(project, call, work, monke
     code, out, _ = call("monitor", "--videos", "clips")
     assert code == 0 and len(work.scored) == 24  # nothing was scored by version 4 yet
     assert "too small for a verdict: the current window has 0 clips of 0 prompts" in out
-    assert "12 rows are scored by another model, and left out" in out
+    assert "rows left out, scored by another model: 12" in out
 
 
 def test_a_drift_is_named_drawn_and_exits_3(project, call, work):
@@ -359,7 +360,7 @@ def test_real_videos_are_decoded_once_and_a_damaged_one_costs_itself_alone(proje
     score(project, "shifted")
     code, out, err = call("monitor", "--videos", "shifted")
     assert (code, err) == (3, "") and "width: higher (median 64 -> 96 px)" in out
-    assert "the pictures of 1 videos can't be looked at: shifted03.mp4 (can't be decoded" in out
+    assert "videos that can't be looked at: 1: shifted03.mp4 (can't be decoded" in out
     started = time.monotonic()
     monkeypatch.setattr("qualivision.prompts.PromptEncoder.__init__", lambda *_: pytest.fail("an encoder is loaded"))
     assert call("monitor", "--videos", "shifted")[0] == 3

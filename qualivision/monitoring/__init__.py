@@ -52,8 +52,9 @@ def look(settings: Settings, data: Path, *, advance: Callable[[str], Advance]) -
     Raises:
         ModelNotFoundError: there is no champion, or it can't be read.
         RegistryError: the registry can't be asked.
-        MonitorError, ScoreTableError: a table that is named is not there, or is none.
-        LabelError: there are no rated test clips.
+        MonitorError: a table or folder that is named is not there, or the test clips are not rated.
+        ScoreTableError: a table that is named is none; or another run is scoring the reference.
+        LabelError: there is no test table.
     """
     from qualivision import registry
     from qualivision.monitoring import windows
@@ -133,7 +134,7 @@ def _compare(
     measured, failed = _measured(windows, settings.decode, advance("monitor: looking at clips"))
     if failed:
         named = first([f"{path.name} ({cause})" for path, cause in sorted(failed.items())])
-        notes.append(f"the pictures of {len(failed)} videos can't be looked at: {named}")
+        notes.append(f"videos that can't be looked at: {len(failed)}: {named}")
     before, now = measured
     changes = drift.compare(before, now, figures.INPUTS, rules)
     changes.append(compare_prompts(before["Prompt"].tolist(), now["Prompt"].tolist(), _embed, rules))

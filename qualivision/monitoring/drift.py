@@ -78,7 +78,8 @@ class Change:
     """What became of one figure.
 
     Attributes:
-        distance: Kolmogorov-Smirnov, 0 to 1; of prompts the AUC, 0.5 to 1; None where it could not be compared.
+        distance: Kolmogorov-Smirnov, 0 to 1; of prompts the AUC, 0.5 where they are alike; of `unscored` the difference
+            of the shares; None where it could not be compared.
         chance: that distance which chance alone passes as seldom as `significance` says, in this figure alone.
         p: that chance alone makes it so large; corrected over all figures once `settled`.
         way: in which way the current window differs: lower, higher, more varied, more alike; of another kind.

@@ -101,14 +101,16 @@ def current(
                 yield lot, len(drawn), row
 
     rows = [row for _, _, row in heapq.nsmallest(rules.clips, recent())]
-    notes += [f"{count} rows are {what}, and left out" for what, count in left_out.items()]
+    notes += [f"rows left out, {what}: {count}" for what, count in left_out.items()]
     places = find(rows, folders)
     missing = [row["video_name"] for row in rows if _standing(row) not in places]
     if not folders:
         notes.append("no folder of videos is given (--videos, or monitor.videos): their pictures are not looked at")
     elif missing:
         where = ", ".join(map(str, folders))
-        notes.append(f"{len(missing)} videos are not in {where} as they were scored: {first(missing)}")
+        notes.append(
+            f"videos that are not in {where} as they were scored: {len(missing)} of {len(rows)}: {first(missing)}"
+        )
     return Window(_clips(rows, places), len(drawn), tuple(notes))
 
 
@@ -125,7 +127,8 @@ def reference(
         table: where the scores are kept; what is there is not scored again.
         advance: told of the progress.
     Raises:
-        LabelError: there is no test table, or it has no MOS.
+        LabelError: there is no test table.
+        MonitorError: it has no MOS.
         ScoreTableError: another run is scoring it.
         ModelNotFoundError, CheckpointError: the model can't be read.
     """
