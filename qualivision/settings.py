@@ -300,8 +300,44 @@ class MonitorSettings(Section):
     """When what is scored has drifted from what the champion was judged on (`qualivision monitor`)."""
 
     scores: Path = Field(default=Path("scores"), description="tables of scores, or a folder of them")
-    clips: int = Field(default=200, ge=20, le=100_000, description="looked at in each of the two windows")
+    videos: tuple[Path, ...] = Field(
+        default=(), description="folders in which the scored videos lie; without them no picture is looked at"
+    )
+    clips: int = Field(default=200, ge=20, le=10_000, description="looked at in each of the two windows")
     days: float = Field(default=7.0, gt=0.0, description="how old a video of the current window may be")
+    seed: int = Field(default=0, ge=0, description="of the samples and permutations: equal windows, equal verdict")
+    min_clips: int = Field(default=10, ge=5, description="in each window; below it there is no verdict")
+    min_prompts: int = Field(
+        default=5, ge=3, description="in each window: clips of one prompt are alike, and count less than others"
+    )
+    distance: float = Field(
+        default=0.3, gt=0.0, lt=1.0, description="between the distributions of a figure (Kolmogorov-Smirnov): large"
+    )
+    auc: float = Field(
+        default=0.8, gt=0.5, lt=1.0, description="with which the windows' prompts are told apart by meaning: large"
+    )
+    unscored: float = Field(
+        default=0.05, gt=0.0, lt=1.0, description="more than in the reference of videos that can't be scored: large"
+    )
+    significance: float = Field(
+        default=0.01, gt=0.0, le=0.2, description="of a drift; the false discovery rate over all figures"
+    )
+    open_scores: int = Field(default=1, ge=1, description="so many drifted scores open a retraining")
+    open_inputs: int = Field(default=2, ge=1, description="and so many drifted inputs do")
+
+    @model_validator(mode="after")
+    def _windows_can_be_large_enough(self) -> MonitorSettings:
+        if self.min_clips > self.clips:
+            raise ValueError(f"min_clips: {self.min_clips} is more than the {self.clips} clips that are looked at")
+        return self
+
+    def but(self, **options: object) -> MonitorSettings:
+        """The same with some values given otherwise, None for none. Raises SettingsError for one out of range."""
+        given = {name: value for name, value in options.items() if value is not None}
+        try:
+            return MonitorSettings.model_validate({**self.model_dump(), **given})
+        except ValidationError as err:
+            raise SettingsError(f"monitor: {_problems(err)}") from err
 
 
 class Settings(Section):

@@ -1,7 +1,7 @@
 """The command line: one command for each stage, and what is done with a model.
 
 Owns arguments, messages and exit codes: 0 done, 1 something could not be done (one line on stderr says what), 2 a wrong
-call, 75 a server is away. Everything heavy is imported inside the commands.
+call, 3 drift (`monitor`), 75 a server is away. Everything heavy is imported inside the commands.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import typer
 
 from qualivision import environment, tracking
-from qualivision.cli import data, models, scoring, stages
+from qualivision.cli import data, models, monitoring, scoring, stages
 from qualivision.errors import QualiVisionError, leaves
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (data, stages, models, scoring):
+for part in (data, stages, models, scoring, monitoring):
     app.add_typer(part.app)
 
 
