@@ -155,6 +155,42 @@ def _plain(column: str) -> str:
     return re.sub(r"[^a-z0-9]", "", column.lower())
 
 
+def our_columns(
+    path: Path,
+    there: list[str],
+    given: Mapping[str, str],
+    *,
+    wanted: Iterable[str] = ALIASES,
+    way_out: str = "--column {ours}=NAME",
+) -> dict[str, str]:
+    """What the columns of a table are called here: {their name: ours}; those that are only kept are not in it.
+
+    Args:
+        path: of the table, for messages.
+        there: its columns.
+        given: {our name: theirs}, where `ALIASES` does not know theirs.
+        wanted: our names that are looked for; all but `generator` have to be there.
+        way_out: how a person says which column is which, with `{ours}` for our name.
+    Raises:
+        LabelError: a column that is needed is missing, or two may be it.
+    """
+    renamed: dict[str, str] = {}
+    for ours in wanted:
+        known = ALIASES[ours]
+        theirs = [given[ours]] if ours in given else [c for c in there if c == ours]
+        theirs = theirs or [c for c in there if _plain(c) == _plain(ours) or _plain(c) in known]
+        say = way_out.format(ours=ours)
+        if len(theirs) > 1:
+            raise LabelError(f"{path}: {' and '.join(theirs)} may both be {ours}; say which by {say}")
+        if theirs and theirs[0] not in there:
+            raise LabelError(f"{path}: has no column {theirs[0]}; it has {', '.join(there)}")
+        if theirs:
+            renamed[theirs[0]] = ours
+        elif ours != "generator":
+            raise LabelError(f"{path}: has no column for {ours}; it has {', '.join(there)}; say which by {say}")
+    return renamed
+
+
 def _read(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
     """A table as text cells under our names, with `_table` and `_line` to say where a row stands."""
     import pandas as pd
@@ -164,19 +200,7 @@ def _read(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
         table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as err:
         raise LabelError(f"{path}: can't be read as a UTF-8 table: {str(err).strip()}") from err
-    there = ", ".join(map(str, table.columns))
-    renamed: dict[str, str] = {}
-    for ours, known in ALIASES.items():
-        theirs = [columns[ours]] if ours in columns else [c for c in table.columns if c == ours]
-        theirs = theirs or [c for c in table.columns if _plain(c) == _plain(ours) or _plain(c) in known]
-        if len(theirs) > 1:
-            raise LabelError(f"{path}: {' and '.join(theirs)} may both be {ours}; say which by --column {ours}=NAME")
-        if theirs and theirs[0] not in table:
-            raise LabelError(f"{path}: has no column {theirs[0]}; it has {there}")
-        if theirs:
-            renamed[theirs[0]] = ours
-        elif ours != "generator":
-            raise LabelError(f"{path}: has no column for {ours}; it has {there}; say which by --column {ours}=NAME")
+    renamed = our_columns(path, list(table.columns), columns)
     table = table.rename(columns=renamed)
     return table.assign(_table=path.name, _line=range(2, len(table) + 2))
 

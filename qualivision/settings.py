@@ -280,12 +280,34 @@ class FlowsSettings(Section):
         return self
 
 
+Column = Literal[
+    "video_name",
+    "Prompt",
+    "generator",
+    "Traditional_MOS",
+    "Alignment_MOS",
+    "Aesthetic_MOS",
+    "Temporal_MOS",
+    "Overall_MOS",
+]
+"""A column of a label table, by our name (`importing.ALIASES`)."""
+
+
 class IngestSettings(Section):
     """Where new rated videos arrive, and which splits their prompts go to (`qualivision ingest`)."""
 
     inbox: str = Field(default="inbox", min_length=1, description="a folder, or a bucket such as s3://ratings/inbox")
     shares: tuple[float, float, float] = Field(
         default=(0.8, 0.1, 0.1), description="of new prompts, to train, val and test"
+    )
+    columns: dict[Column, str] = Field(
+        default={}, description="{our name: theirs}, of columns that are called otherwise than import-labels knows"
+    )
+    settle_seconds: float = Field(
+        default=60.0, ge=0.0, le=86_400.0, description="since a batch last changed, before it is looked at"
+    )
+    wait_hours: float = Field(
+        default=24.0, gt=0.0, le=8760.0, description="that a batch may lack videos of its rows; then it is refused"
     )
 
     @field_validator("shares")

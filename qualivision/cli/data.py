@@ -92,6 +92,43 @@ def import_labels(
         sys.stderr.write(f"{done.leak}\n")
 
 
+@app.command()
+def ingest(
+    inbox: Annotated[
+        str | None,
+        typer.Option(help="A folder, or a bucket such as s3://ratings/inbox; else ingest.inbox of params.yaml."),
+    ] = None,
+    data: Annotated[Path, typer.Option(help="The data folder.")] = Path("data"),
+    report: Annotated[Path, typer.Option(help="Where ingest-BATCH.json goes.")] = Path("reports"),
+    dvc: Annotated[
+        bool, typer.Option("--dvc", help="`dvc add` what has changed, and push it where flows.remote is set.")
+    ] = False,
+) -> None:
+    """Add new rated videos from the inbox; exit 1 when a batch is refused that was not refused before.
+
+    A batch is a folder of the inbox: one label table, and its videos at any depth. It is taken when nothing in it has
+    changed for a minute and every row has its video, and refused whole for a single error, which the report names.
+    """
+    from qualivision import ingesting
+    from qualivision.ingesting import versioning
+    from qualivision.progress import progress
+    from qualivision.settings import load_settings
+
+    settings = load_settings()
+    with progress("ingest: copying and probing", "videos") as advance:
+        done = ingesting.ingest(settings, data, report, url=inbox, advance=advance)
+    say(done.as_text())
+    if versioning.is_unversioned(ingesting.state_folder()):
+        if dvc:
+            remote = settings.flows.remote
+            told = versioning.version(data, ingesting.state_folder(), remote=remote, say=lambda line: None)
+            say(f"ingest: {told}; `dvc repro` makes the rest of it")
+        else:
+            say(f"ingest: {data} has changed; next: `dvc add {data}`, then `dvc repro`")
+    if done.newly_refused:
+        raise typer.Exit(1)
+
+
 labels = typer.Typer(help="Look at a label table before anything is learned from it.", no_args_is_help=True)
 app.add_typer(labels, name="labels")
 
