@@ -21,8 +21,8 @@ from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 from pydantic import Field  # noqa: E402
 
+from flows.outcome import tell  # noqa: E402
 from qualivision import ingesting  # noqa: E402
-from qualivision.errors import QualiVisionError, leaves  # noqa: E402
 from qualivision.ingesting import versioning  # noqa: E402
 from qualivision.settings import load_settings  # noqa: E402
 from qualivision.stages import places  # noqa: E402
@@ -108,18 +108,7 @@ def main() -> int:
         sys.stderr.write("params.yaml: no such file; run this in the folder that holds it\n")
         return 1
     state = ingest(inbox=given.inbox, return_state=True)
-    if state.is_completed():
-        sys.stdout.write(f"ingest: {state.message}\n")
-        return 0
-    err = state.result(raise_on_failure=False)
-    if not isinstance(err, BaseException):
-        sys.stderr.write(f"ingest: {state.message}\n")
-        return 1
-    for cause in leaves(err):
-        if not isinstance(cause, QualiVisionError | OSError):
-            raise cause
-        sys.stderr.write(f"ingest: {cause}\n")
-    return 1
+    return tell("ingest", state)
 
 
 if __name__ == "__main__":

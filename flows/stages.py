@@ -139,6 +139,13 @@ def build(settings: Settings, *, rebuild: bool = False) -> list[str]:
         return started[name]
 
     checked = start("validate", "", [])
+    if settings.flows.cluster:
+        from flows.cluster import spread_frames
+
+        wait([checked])
+        if checked.state.is_completed():
+            for model in settings.models:
+                spread_frames(model)
     for model in settings.models:
         frames, prompts = start("frames", model, [checked]), start("prompts", model, [checked])
         stems = start("encode", model, [frames])

@@ -8,12 +8,12 @@ import sys
 import time
 
 import pytest
+from ingest_parts import PARAMS, make_batch, make_data, names_in, row, run
 
 from flows import ingest as flow
 from qualivision import environment, ingesting
 from qualivision.ingesting import adding, versioning
 from qualivision.labels import SPLITS
-from tests.ingest_parts import PARAMS, make_batch, make_data, names_in, row, run
 
 STAGE = """stages:
   look:

@@ -13,17 +13,7 @@ from types import SimpleNamespace
 import fsspec
 import pytest
 from filelock import FileLock
-from typer.testing import CliRunner
-
-from qualivision import environment, ingesting
-from qualivision.cli import app
-from qualivision.ingesting import adding, inbox
-from qualivision.ingesting.dataset import split_of_new
-from qualivision.ingesting.results import report_file
-from qualivision.labels import SPLITS, labels_path, ratings_path, read_labels, videos_dir
-from qualivision.settings import DecodeSettings, ValidateSettings
-from qualivision.validation import validate
-from tests.ingest_parts import (
+from ingest_parts import (
     COLUMNS,
     PARAMS,
     make_batch,
@@ -35,6 +25,16 @@ from tests.ingest_parts import (
     tree,
     write_ratings,
 )
+from typer.testing import CliRunner
+
+from qualivision import environment, ingesting
+from qualivision.cli import app
+from qualivision.ingesting import adding, inbox
+from qualivision.ingesting.dataset import split_of_new
+from qualivision.ingesting.results import report_file
+from qualivision.labels import SPLITS, labels_path, ratings_path, read_labels, videos_dir
+from qualivision.settings import DecodeSettings, ValidateSettings
+from qualivision.validation import validate
 
 SHARES = (0.8, 0.1, 0.1)
 KNOWN = [f"known in {split}" for split in SPLITS]
