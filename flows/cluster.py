@@ -55,7 +55,7 @@ def frames_chunk(
 
 
 @dataclass(frozen=True)
-class OnCluster:
+class ScoresOnCluster:
     """Scores on a cluster, which is started (or connected to) when there is something to score; as `batch.Here`.
 
     Attributes:
@@ -100,7 +100,7 @@ def spread_frames(model: str) -> str:
     if not settings.flows.cluster:
         return ""
     log = get_run_logger()
-    runs = _Jobs(settings.flows.cluster, settings.decode)
+    runs = JobsOnCluster(settings.flows.cluster, settings.decode)
     try:
         done = _fill(model, runs, log.info)
     except _UnusableError as err:
@@ -112,7 +112,7 @@ def spread_frames(model: str) -> str:
     return line
 
 
-def _fill(model: str, runs: _Jobs, say: Callable[[str], None]) -> Filled:
+def _fill(model: str, runs: JobsOnCluster, say: Callable[[str], None]) -> Filled:
     from qualivision.frames import fill_frames, frame_cache
 
     settings = load_settings()
@@ -136,7 +136,7 @@ class _UnusableError(Exception):
     """There are videos of which no frames could be made; the stage's affair."""
 
 
-class _Jobs:
+class JobsOnCluster:
     """Runs the jobs of `fill_frames` on a cluster; remembers how they fared."""
 
     def __init__(self, setting: str, limits: DecodeSettings) -> None:

@@ -137,8 +137,8 @@ def dask_workers(setting: str) -> Iterator[DaskWorkers]:
         from prefect_dask import DaskTaskRunner
     except ModuleNotFoundError as err:
         raise ClusterError(
-            f"flows.cluster is {setting}, which needs Dask: install it (pip install 'qualivision[cluster]'), or set "
-            "flows.cluster in params.yaml to nothing"
+            f"flows.cluster is {setting}, which needs Dask: install it in the checkout (pip install -c "
+            "requirements-test.lock -e '.[cluster]'), or set flows.cluster in params.yaml to nothing"
         ) from err
 
     # Each start and stop is a dozen lines, and one of them names a page that is switched off.

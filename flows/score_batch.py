@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from qualivision.scoring import Located
 
 
-class FolderNotFoundError(QualiVisionError, FileNotFoundError):
-    """A folder of videos that is not there."""
+class InputNotFoundError(QualiVisionError, FileNotFoundError):
+    """A folder of videos, or a table of prompts, that is not there."""
 
 
 @flow(name="score-batch")
@@ -75,7 +75,11 @@ def score_batch(
     log = get_run_logger()
     settings = load_settings()
     if not videos.is_dir():
-        raise FolderNotFoundError(f"{videos}: no such folder; give one with videos, seen from {Path.cwd()}")
+        raise InputNotFoundError(f"{videos}: no such folder; give one with videos, as seen from {Path.cwd()}")
+    if not prompts.is_file():
+        raise InputNotFoundError(
+            f"{prompts}: no such file; give a CSV file with columns video_name and Prompt, as seen from {Path.cwd()}"
+        )
     table = out or score_run.default_table(videos)
     asked = plan([videos], prompts)
     for line in asked.notes:
@@ -114,10 +118,10 @@ def judging(model: Located, settings: Settings, cluster: str | None) -> Judging:
     if not setting:
         return Here(model, settings.decode)
     _check(settings, setting)
-    from flows.cluster import OnCluster
+    from flows.cluster import ScoresOnCluster
     from qualivision.chunks import Judge
 
-    return OnCluster(setting, Judge(model.name, model.label, settings.decode))
+    return ScoresOnCluster(setting, Judge(model.name, model.label, settings.decode))
 
 
 def _check(settings: Settings, setting: str) -> None:

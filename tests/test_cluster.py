@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,7 +85,9 @@ def gone(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_a_folder_has_the_same_rows_from_two_workers_of_which_one_is_killed(prefect_server, place, one_is_killed):
+def test_a_folder_has_the_same_rows_from_two_workers_of_which_one_is_killed(
+    prefect_server, place, one_is_killed, caplog
+):
     checkpoint = write_checkpoint(place / "checkpoint")
     Path("clips").mkdir()
     names = [f"A_{number:02}.mp4" for number in range(24)]
@@ -99,6 +102,7 @@ def test_a_folder_has_the_same_rows_from_two_workers_of_which_one_is_killed(pref
     )
     assert state.message.startswith("two.csv: 25 rows, 22 scored, 3 can't be scored")
     assert len(one_is_killed) == 2 and all(map(gone, one_is_killed))
+    assert caplog.text.count("Restarting worker") == 1
     assert dict(os.environ) == before
 
     found = locate(checkpoint.relative_to(place))
@@ -121,7 +125,7 @@ def test_a_folder_has_the_same_rows_from_two_workers_of_which_one_is_killed(pref
 
 @pytest.mark.slow
 def test_the_frame_cache_is_the_same_from_two_workers_of_which_one_is_killed(
-    prefect_server, place, make_clip, one_is_killed
+    prefect_server, place, make_clip, one_is_killed, caplog
 ):
     from prefect import flow
 
@@ -140,6 +144,7 @@ def test_the_frame_cache_is_the_same_from_two_workers_of_which_one_is_killed(
 
     assert said == f"frames lite: 31 made, 1 can't be used ({TWO})"
     assert len(one_is_killed) == 2 and all(map(gone, one_is_killed))
+    assert caplog.text.count("Restarting worker") == 1
     folder = Path("cache/frames/lite")
     made = {path.name: file_hash(path) for path in folder.iterdir()}
     assert len(made) == 31 and not any(name.startswith(".") for name in made)
@@ -173,11 +178,9 @@ def test_without_the_setting_no_frames_are_spread(place):
 
 
 def test_without_the_package_the_setting_names_it(place, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "prefect_dask", None)
+    monkeypatch.setitem(sys.modules, "prefect_dask", None)
     with (
-        pytest.raises(
-            dask_workers.ClusterError, match=r"local:2, which needs Dask: install it .*qualivision\[cluster\]"
-        ),
+        pytest.raises(dask_workers.ClusterError, match=r"local:2, which needs Dask: install it .* -e '\.\[cluster\]'"),
         dask_workers.dask_workers(TWO),
     ):
         pass

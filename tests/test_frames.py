@@ -83,6 +83,24 @@ def test_every_labelled_video_is_cached_as_the_model_reads_it(data, cache):
         np.testing.assert_array_equal(entry["frames"], video.read_frames(path, SPEC))
 
 
+def test_jobs_that_run_elsewhere_make_the_same_entries(data, cache, tmp_path):
+    counted = []
+
+    def elsewhere(work, jobs):
+        for job in jobs:
+            work(*job)
+            counted.append(job[0])
+            yield job
+
+    other = frame_cache(tmp_path / "other", "lite")
+    fill_frames(cache, data.root, SPEC, LIMITS, advance=silent)
+    done = fill_frames(other, data.root, SPEC, LIMITS, advance=silent, run=elsewhere)
+    assert str(done) == "3 made, 0 were there, 0 removed" and len(counted) == 3
+    assert other.index() == cache.index()
+    for key in cache.index().values():
+        assert other.path(key).read_bytes() == cache.path(key).read_bytes()
+
+
 def test_a_new_video_costs_one_decode(data, cache, decoded):
     fill_frames(cache, data.root, SPEC, LIMITS, advance=silent)
     assert len(decoded) == 3
