@@ -14,12 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qualivision.errors import QualiVisionError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _SUPERVISE = Path(__file__).with_name("supervise.py")
 _KEPT_LINES = 2000
 _running: set[subprocess.Popen[str]] = set()
+_stopped = threading.Event()
+
+
+class StoppedError(QualiVisionError):
+    """A command that is not started any more: this process is to end."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,11 @@ def run_command(
         seconds: after so many it is stopped; None for no limit.
         folder: its working folder.
         environment: more variables.
+    Raises:
+        StoppedError: `stop_commands` was called.
     """
+    if _stopped.is_set():
+        raise StoppedError(f"{command[0]}: not started, for the run is being stopped")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     child = subprocess.Popen(
         [sys.executable, "-P", str(_SUPERVISE), *command],
@@ -73,6 +84,8 @@ def run_command(
     )
     assert child.stdout is not None
     _running.add(child)
+    if _stopped.is_set():  # between the question above and now
+        _stop(child)
     late = threading.Event()
 
     def stop_late() -> None:
@@ -99,8 +112,19 @@ def run_command(
         _running.discard(child)
 
 
+def allow_commands() -> None:
+    """Let commands start, whatever was stopped in this process before."""
+    _stopped.clear()
+
+
+def are_stopped() -> bool:
+    """Whether `stop_commands` was called: what failed since may have failed of that."""
+    return _stopped.is_set()
+
+
 def stop_commands() -> None:
-    """Stop every command of this process; the calls that run them come back."""
+    """Stop every command of this process, and start none any more; the calls that run them come back."""
+    _stopped.set()
     for child in tuple(_running):
         _stop(child)
 

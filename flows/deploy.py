@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 
 POOL = "qualivision"
 WEBHOOK_VARIABLE = "QUALIVISION_WEBHOOK"
-LOST_AFTER = timedelta(seconds=90)
-"""Three heartbeats of prefect.yaml."""
 
 
 class DeployError(QualiVisionError):
@@ -70,7 +67,7 @@ def deploy(settings: FlowsSettings, *, pool: str = POOL, webhook: str | None = N
             close = client.read_deployment_by_name("close-question/close").id
     except httpx.TransportError as err:
         raise AwayError(f"PREFECT_API_URL={server}: no answer ({err}); start it, or correct the address") from err
-    made = automations.set_up(close, webhook, lost_after=LOST_AFTER)
+    made = automations.set_up(close, webhook)
     return [
         *(f"work pool {name}: `prefect worker start --pool {name}` runs what is scheduled" for name in pools),
         f"concurrency limit {GPU_LIMIT}: {settings.gpus}",

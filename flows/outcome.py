@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
+from prefect.exceptions import PrefectException
+
 from qualivision.errors import QualiVisionError, leaves
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ def tell(name: str, state: State[Any]) -> int:
         sys.stdout.write(f"{name}: {state.message}\n")
         return 0
     err = state.result(raise_on_failure=False)
-    if not isinstance(err, BaseException):
+    if not isinstance(err, BaseException) or isinstance(err, PrefectException):  # the state's message says it better
         sys.stderr.write(f"{name}: {state.name}: {state.message}\n")
         return 1
     for cause in leaves(err):

@@ -26,7 +26,7 @@ from pydantic import Field  # noqa: E402
 
 from flows import approval as asking  # noqa: E402
 from flows import artifacts  # noqa: E402
-from flows.commands import stop_commands  # noqa: E402
+from flows.commands import allow_commands, stop_commands  # noqa: E402
 from flows.outcome import tell  # noqa: E402
 from flows.stages import build, up_to_date  # noqa: E402
 from qualivision import approval as questions  # noqa: E402
@@ -99,6 +99,7 @@ def retrain(
             comes of it.
     """
     log = get_run_logger()
+    allow_commands()
     if why:
         log.info("started because: %s", why)
     settings = load_settings()

@@ -20,7 +20,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.futures import wait
 from prefect.states import raise_state_exception
 
-from flows.commands import Ended, run_command
+from flows.commands import Ended, are_stopped, run_command
 from qualivision.errors import AWAY_EXIT_CODE, QualiVisionError
 from qualivision.stages import places
 
@@ -76,7 +76,9 @@ def _code_of(ended: Ended) -> int:
 
 
 def _may_pass(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Whether a stage that failed is worth another try: not bad data, a wrong setting or a full disk."""
+    """Whether a stage that failed is worth another try: not bad data, a full disk, or a run that is being stopped."""
+    if are_stopped():
+        return False
     err = state.result(raise_on_failure=False)
     return isinstance(err, StageFailedError) and err.may_pass
 

@@ -15,12 +15,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import psutil
 
 GRACE_SECONDS = 10.0
 _PR_SET_CHILD_SUBREAPER = 36  # from linux/prctl.h
 _NOT_FOUND = 127
+_POLL_SECONDS = 0.05
 
 
 def main(command: list[str]) -> int:
@@ -48,16 +50,31 @@ def _stop_with_stdin() -> None:
 
 def _stop_all() -> None:
     """Ask all descendants to end; what has not by the end of the grace is killed."""
-    me = psutil.Process()
-    deadline = GRACE_SECONDS
-    while running := [process for process in me.children(recursive=True) if process.status() != psutil.STATUS_ZOMBIE]:
-        for process in running:
-            try:
-                process.terminate() if deadline else process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(running, timeout=deadline or 1.0)
-        deadline = 0.0
+    for stop, seconds in ((psutil.Process.terminate, GRACE_SECONDS), (psutil.Process.kill, float("inf"))):
+        deadline = time.monotonic() + seconds
+        told: set[psutil.Process] = set()
+        while running := _running():
+            if time.monotonic() > deadline:
+                break
+            for process in running - told:
+                try:
+                    stop(process)
+                except psutil.NoSuchProcess:
+                    continue
+            told |= running
+            time.sleep(_POLL_SECONDS)
+
+
+def _running() -> set[psutil.Process]:
+    """All descendants. None is waited for with psutil: that would take the command's exit code from `main`."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.add(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qualivision import environment
 
@@ -28,21 +27,19 @@ import httpx  # noqa: E402
 from qualivision.errors import QualiVisionError  # noqa: E402
 from qualivision.settings import load_settings  # noqa: E402
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
 STOP_SECONDS = 15.0
+STEADY_SECONDS = 30.0
+"""What ends sooner after its start would end again."""
 
 
 class ServerError(QualiVisionError):
     """A server that does not start: says where its log is."""
 
 
-@contextmanager
-def server(name: str, command: list[str], health: str | None, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process from the moment it answers to its end, its output in state/logs/.
+class Part:
+    """A process that is kept running: a server or the worker, its output in state/logs/.
 
     Args:
         name: of its log.
@@ -50,24 +47,36 @@ def server(name: str, command: list[str], health: str | None, **variables: str) 
         health: an address that answers when it is ready; None to not wait.
         variables: of its environment.
     """
-    log = environment.STATE / "logs" / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    with log.open("ab") as out:
-        # A session of its own: Ctrl-C is ours, and each gets a signal that it takes for a stop.
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            stdout=out,
-            stderr=out,
-            env=os.environ | {"PATH": path} | variables,
-            start_new_session=True,
-        )
-    try:
-        if health:
-            _wait_for(health, process, log)
-        yield process
-    finally:
-        _stop(process)
+
+    def __init__(self, name: str, command: list[str], health: str | None = None, **variables: str) -> None:
+        self.name, self.log = name, environment.STATE / "logs" / f"{name}.log"
+        self._command, self._health, self._variables = command, health, variables
+
+    def start(self, stack: ExitStack) -> None:
+        """Start it, and return when it answers; the stack stops it.
+
+        Raises:
+            ServerError: it does not answer.
+        """
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        with self.log.open("ab") as out:
+            # A session of its own: Ctrl-C is ours, and each gets a signal that it takes for a stop.
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *self._command],
+                stdout=out,
+                stderr=out,
+                env=os.environ | {"PATH": path} | self._variables,
+                start_new_session=True,
+            )
+        stack.callback(_stop, self._process)
+        if self._health:
+            _wait_for(self._health, self._process, self.log)
+        self.since = time.monotonic()
+
+    def ended(self) -> int | None:
+        """The exit code of one that ended."""
+        return self._process.poll()
 
 
 def _wait_for(health: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -93,20 +102,17 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def prefect_server(port: int) -> tuple[list[str], str, dict[str, str]]:
-    """Command, health address and environment of Prefect's server."""
+def prefect_server(port: int) -> Part:
+    """Prefect's server."""
     address = f"http://{HOST}:{port}/api"
     command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
     # On another port than its usual one the page would ask that.
-    return (
-        command,
-        f"{address}/health",
-        {"PREFECT_SERVER_UI_API_URL": address, "PREFECT_UI_URL": f"http://{HOST}:{port}"},
-    )
+    pages = {"PREFECT_SERVER_UI_API_URL": address, "PREFECT_UI_URL": f"http://{HOST}:{port}"}
+    return Part("prefect", command, f"{address}/health", **pages)
 
 
-def mlflow_server(port: int) -> tuple[list[str], str, dict[str, str]]:
-    """Command, health address and environment of MLflow's server, on the store that this checkout has."""
+def mlflow_server(port: int) -> Part:
+    """MLflow's server, on the store that this checkout has."""
     from qualivision import tracking
 
     os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -114,25 +120,28 @@ def mlflow_server(port: int) -> tuple[list[str], str, dict[str, str]]:
     state = environment.STATE.absolute()
     command = ["mlflow", "server", "--backend-store-uri", f"sqlite:///{state / 'mlflow.db'}", "--workers", "1"]
     command += ["--artifacts-destination", str(state / "mlartifacts"), "--host", HOST, "--port", str(port)]
-    return command, f"http://{HOST}:{port}/health", {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return Part("mlflow", command, f"http://{HOST}:{port}/health", MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
 
 
 def up(*, prefect_port: int, mlflow_port: int, pool: str, limit: int | None, worker_only: bool) -> None:
-    """Start what is not there yet, deploy, and stay until a signal comes or something ends.
+    """Start what is not there yet, deploy, and keep it running until a signal comes.
 
     Raises:
-        ServerError: something does not start, or ended by itself.
+        ServerError: something does not start, or ends as soon as it is started again.
         QualiVisionError: the flows can't be deployed.
     """
     with ExitStack() as stack:
-        running: dict[str, subprocess.Popen[bytes]] = {}
+        parts = []
+
+        def start(part: Part) -> None:
+            part.start(stack)
+            parts.append(part)
+
         if "MLFLOW_TRACKING_URI" not in os.environ and not worker_only:
-            command, health, more = mlflow_server(mlflow_port)
-            running["MLflow"] = stack.enter_context(server("mlflow", command, health, **more))
+            start(mlflow_server(mlflow_port))
             os.environ["MLFLOW_TRACKING_URI"] = f"http://{HOST}:{mlflow_port}"
         if "PREFECT_API_URL" not in os.environ and not worker_only:
-            command, health, more = prefect_server(prefect_port)
-            running["Prefect"] = stack.enter_context(server("prefect", command, health, **more))
+            start(prefect_server(prefect_port))
             os.environ["PREFECT_API_URL"] = f"http://{HOST}:{prefect_port}/api"
         for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
             _say(f"{name}={os.environ.get(name, '')}")
@@ -141,18 +150,30 @@ def up(*, prefect_port: int, mlflow_port: int, pool: str, limit: int | None, wor
 
             for line in deploy(load_settings().flows, pool=pool, webhook=os.environ.get(WEBHOOK_VARIABLE)):
                 _say(line)
-        worker = ["prefect", "worker", "start", "--pool", pool, *(["--limit", str(limit)] if limit else [])]
-        running["the worker"] = stack.enter_context(server("worker", worker, None))
+        start(
+            Part("worker", ["prefect", "worker", "start", "--pool", pool, *(["--limit", str(limit)] if limit else [])])
+        )
         _say(f"a worker serves the pool {pool}; logs are in {environment.STATE / 'logs'}; Ctrl-C stops all of it")
-        _stay(running)
+        _stay(parts, stack, watching=not worker_only)
 
 
-def _stay(running: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Until a signal comes."""
+def _stay(parts: list[Part], stack: ExitStack, *, watching: bool) -> None:
+    """Until a signal comes: start again what ended, and end runs that are lost."""
+    from flows.watch import LOOK_SECONDS, Watch
+
+    watch, next_look = Watch(), time.monotonic()
     while True:
-        for name, process in running.items():
-            if (code := process.poll()) is not None:
-                raise ServerError(f"{name} ended with exit code {code}; {environment.STATE / 'logs'} says why")
+        for part in parts:
+            if (code := part.ended()) is None:
+                continue
+            if time.monotonic() - part.since < STEADY_SECONDS:
+                raise ServerError(f"{part.name} ended at once, with exit code {code}; {part.log} says why")
+            _say(f"{part.name} ended with exit code {code}; started again")
+            part.start(stack)
+        if watching and time.monotonic() >= next_look:
+            for name in watch.look():
+                _say(f"{name} was lost: its process or its machine is gone")
+            next_look = time.monotonic() + LOOK_SECONDS
         time.sleep(0.5)
 
 
