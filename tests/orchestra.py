@@ -1,4 +1,4 @@
-"""A checkout with a small data set, Prefect's and MLflow's servers, a worker and a webhook's listener, all of them real."""
+"""A checkout with a small data set, servers of Prefect and MLflow, a worker and a webhook's listener: all real."""
 
 from __future__ import annotations
 
@@ -140,9 +140,7 @@ class Orchestra:
         """Start a run as the UI's button does; returns its id."""
         found = self._get(f"/deployments/name/{deployment}")
         parameters = {"approval": "auto"} | parameters if deployment.startswith("retrain/") else parameters
-        reply = self.api.post(f"/deployments/{found['id']}/create_flow_run", json={"parameters": parameters})
-        reply.raise_for_status()
-        return reply.json()["id"]
+        return self._post(f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})["id"]
 
     def run(self, run: str) -> dict[str, Any]:
         """A run, as the API tells it."""
@@ -244,12 +242,18 @@ class Orchestra:
         return found
 
     def _get(self, where: str) -> dict[str, Any]:
-        reply = self.api.get(where)
-        reply.raise_for_status()
-        return reply.json()
+        return self._ask("GET", where)
 
     def _post(self, where: str, body: dict[str, Any]) -> Any:
-        reply = self.api.post(where, json=body)
+        return self._ask("POST", where, json=body)
+
+    def _ask(self, method: str, where: str, **how: Any) -> Any:
+        """As Prefect's own client does: a server whose SQLite is locked for the moment says 503, and is asked again."""
+        for wait in (0.5, 1, 2, 4, 0):
+            reply = self.api.request(method, where, **how)
+            if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE or not wait:
+                break
+            time.sleep(wait)
         reply.raise_for_status()
         return reply.json()
 
