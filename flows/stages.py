@@ -46,7 +46,7 @@ _STAGE_ENDED = re.compile(r"exited with (-?\d+)")
 
 
 class StageFailedError(QualiVisionError):
-    """A stage that `dvc repro` could not finish: names it, says why, and ends with its last lines.
+    """A stage that `dvc repro` could not finish: names it, says why, and quotes it.
 
     Attributes:
         may_pass: whether the same command may do better a while later.
@@ -64,7 +64,15 @@ class StageFailedError(QualiVisionError):
             why = "needs something that is away"
         else:
             why = f"failed (exit code {code})"
-        super().__init__(f"stage {stage} {why}:\n" + "\n".join(ended.lines[-_SAID:]))
+        super().__init__(f"stage {stage} {why}:\n" + "\n".join(_excerpt(ended.lines)))
+
+
+def _excerpt(lines: tuple[str, ...]) -> list[str]:
+    """Of what the stage said the beginning and the end: a report names the worst first, a defect's traceback last."""
+    start = next((at for at, line in enumerate(lines) if line.startswith("Running stage")), 0)
+    said = list(lines[start:])
+    left = len(said) - 2 * _SAID
+    return said if left <= 0 else [*said[:_SAID], f"... {left} lines more are in the log ...", *said[-_SAID:]]
 
 
 def _code_of(ended: Ended) -> int:
