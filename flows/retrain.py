@@ -26,9 +26,11 @@ from pydantic import Field  # noqa: E402
 
 from flows import approval as asking  # noqa: E402
 from flows import artifacts  # noqa: E402
+from flows.checkout import is_current  # noqa: E402
 from flows.commands import stop_commands  # noqa: E402
+from flows.elsewhere import stop_elsewhere  # noqa: E402
 from flows.outcome import tell  # noqa: E402
-from flows.stages import build, up_to_date  # noqa: E402
+from flows.stages import build  # noqa: E402
 from qualivision import approval as questions  # noqa: E402
 from qualivision import registry  # noqa: E402
 from qualivision.settings import load_settings  # noqa: E402
@@ -108,13 +110,14 @@ def retrain(
         done = _go_on(question, settings) if (question := _asked(settings)) else _from_the_top(settings, rebuild)
     finally:
         stop_commands()  # cancelled: what runs in other threads would keep this process
+        stop_elsewhere()
     log.info(done)
     return Completed(message=done)
 
 
 def _from_the_top(settings: Settings, rebuild: bool) -> str:
     """Stages, registration, decision; returns what came of it, in a line."""
-    ran = [] if not rebuild and up_to_date() else build(settings, rebuild=rebuild)
+    ran = [] if not rebuild and is_current() else build(settings, rebuild=rebuild)
     if ran:
         report(list(settings.models))
     said = f"ran {', '.join(ran)}" if ran else NOTHING_RAN
