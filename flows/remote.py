@@ -36,7 +36,7 @@ def check_remote(remote: str) -> None:
     known = remotes()
     if remote not in known:
         raise RemoteError(
-            f"flows.remote of params.yaml: DVC knows no remote {remote!r} here (it knows: {', '.join(known) or 'none'}); "
+            f"flows.remote of params.yaml: DVC knows no remote {remote!r} here (known: {', '.join(known) or 'none'}); "
             f"`dvc remote add {remote} ADDRESS` makes it one, in .dvc/config, for every checkout that commits it"
         )
     url = known[remote]
@@ -82,6 +82,11 @@ def share(stage: str, remote: str, say: Callable[[str], None], *, seconds: float
         raise AwayError(f"{stage} could not be pushed to the DVC remote {remote!r}{_why(ended, seconds)}")
 
 
+def is_shared(remote: str) -> bool:
+    """Whether the remote is known to have all that `dvc.lock` and the `.dvc` files name."""
+    return run_dvc(["status", "--cloud", "--remote", remote, "--quiet"], lambda line: None).ok
+
+
 def pull(
     targets: Sequence[str], remote: str, say: Callable[[str], None], *, seconds: float, replace: bool = False
 ) -> None:
@@ -107,7 +112,5 @@ def pull(
 
 
 def _why(ended: Ended, seconds: float) -> str:
-    last = "\n".join(ended.lines[-_SAID:])
-    return (
-        f": it took longer than {seconds / 3600:g} h\n{last}" if ended.late else f" (exit code {ended.code}):\n{last}"
-    )
+    lines = "\n".join(ended.lines[-_SAID:])
+    return (f" within {seconds / 3600:g} h:\n" if ended.late else f" (exit code {ended.code}):\n") + lines

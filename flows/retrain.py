@@ -30,6 +30,7 @@ from flows.checkout import is_current  # noqa: E402
 from flows.commands import stop_commands  # noqa: E402
 from flows.elsewhere import stop_elsewhere  # noqa: E402
 from flows.outcome import tell  # noqa: E402
+from flows.remote import is_shared  # noqa: E402
 from flows.stages import build  # noqa: E402
 from qualivision import approval as questions  # noqa: E402
 from qualivision import registry  # noqa: E402
@@ -117,7 +118,9 @@ def retrain(
 
 def _from_the_top(settings: Settings, rebuild: bool) -> str:
     """Stages, registration, decision; returns what came of it, in a line."""
-    ran = [] if not rebuild and is_current() else build(settings, rebuild=rebuild)
+    remote = settings.flows.remote
+    done = not rebuild and is_current() and (not remote or is_shared(remote))
+    ran = [] if done else build(settings, rebuild=rebuild)
     if ran:
         report(list(settings.models))
     said = f"ran {', '.join(ran)}" if ran else NOTHING_RAN

@@ -1,6 +1,6 @@
 """The flow `stage`: one stage of a retraining, on the machine of the worker that takes it.
 
-Its deployment `stage/gpu` is started by `retrain` for the stages of `flows.gpu_models`, on the pool `flows.gpu_pool`. The
+`retrain` starts its deployment `stage/gpu` for the stages of `flows.gpu_models`, on the pool `flows.gpu_pool`. The
 worker's machine has a checkout of its own, which QUALIVISION_GPU_CHECKOUT names (prefect.yaml).
 """
 
@@ -55,7 +55,7 @@ def stage(work: Handover) -> State[Any]:
     if nobody_asks.is_set():
         return Cancelled(message=f"{work.stage}: the run that asked for it has ended")
     # Data of a return value would stay on this machine; an artifact is on the server.
-    Artifact(type=OUTCOME, key=f"{OUTCOME}-{_key(work.stage)}", data=outcome.model_dump(mode="json")).create()  # type: ignore[unused-coroutine]
+    Artifact(type=OUTCOME, key=f"{OUTCOME}-{_key(work.stage)}", data=outcome.model_dump(mode="json")).create()
     if outcome.error:
         return Failed(message=outcome.error)
     return Completed(message=f"{work.stage} {'ran' if outcome.ran else 'was up to date'}")
