@@ -82,6 +82,17 @@ def kept_by_git() -> list[str]:
         return sorted(files | {out.stage.relpath for out in outs if out.stage.is_data_source})
 
 
+def code_paths() -> list[str]:
+    """The files and folders that stages read and that neither a data set nor another stage makes."""
+    from dvc.dependency.param import ParamsDependency
+
+    with _locked() as repo:
+        made = list(repo.index.outs)
+        deps = [dep for dep in repo.index.deps if not isinstance(dep, ParamsDependency)]
+        code = {dep.def_path for dep in deps if not any(out.fs.isin_or_eq(dep.fs_path, out.fs_path) for out in made)}
+        return sorted(code)
+
+
 def entries(names: Iterable[str]) -> dict[str, Any]:
     """The entries that `dvc.lock` has for some stages."""
     from dvc.utils.serialize import load_yaml
