@@ -68,7 +68,7 @@ def repro_elsewhere(
             return False
     work = hand_over(stage, asker=str(runtime.flow_run.id), remote=remote, seconds=seconds, force=force)
     run = _start(work)
-    say(f"{stage} goes to the pool {pool}, as flow run {run.name} ({run.id})")
+    say(f"{stage} goes to the pool {pool}, as flow run {run.id}")
     stop = _running.setdefault(run.id, threading.Event())
     try:
         outcome = _follow(run.id, stop, stage, pool, say, seconds)
@@ -91,7 +91,7 @@ def stop_elsewhere() -> None:
 def _start(work: Handover) -> FlowRun:
     parameters = {"work": work.model_dump(mode="json")}
     try:
-        return cast("FlowRun", run_deployment(DEPLOYMENT, parameters=parameters, timeout=0))
+        return cast("FlowRun", run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, flow_run_name=work.stage))
     except ObjectNotFound as err:
         raise NotDeployedError(
             f"stage {work.stage}: flows.gpu_pool of params.yaml sends it to the deployment {DEPLOYMENT}, which "
@@ -131,7 +131,7 @@ def _follow(
 
 def _outcome(client: Any, run: UUID) -> Outcome | None:
     found = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run])))
-    return next((Outcome.model_validate(one.data) for one in found if one.type == OUTCOME), None)
+    return next((Outcome.model_validate_json(str(one.data)) for one in found if one.type == OUTCOME), None)
 
 
 def _cancel(run: UUID) -> None:

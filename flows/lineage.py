@@ -19,7 +19,7 @@ from qualivision.errors import QualiVisionError
 from qualivision.settings import PARAMS_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _SHOWN = 5
 _FALLBACK: Final = {"NAME": "QualiVision", "EMAIL": "qualivision@localhost"}
@@ -113,18 +113,22 @@ def _refused(branch: str, why: str) -> LineageError:
 
 def _answer(*arguments: str) -> str:
     """What git says, or nothing where it refuses."""
-    try:
-        return _git(*arguments)
-    except LineageError:
-        return ""
+    done = _run(arguments)
+    return "" if done.returncode else done.stdout.strip()
 
 
 def _git(*arguments: str, said: str = "", variables: Mapping[str, str] | None = None) -> str:
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", **(variables or {})}
-    try:
-        done = subprocess.run(["git", *arguments], input=said, capture_output=True, text=True, env=environment)
-    except FileNotFoundError as err:
-        raise LineageError("git: no such program, which flows.commit_branch of params.yaml needs") from err
+    done = _run(arguments, said, variables)
     if done.returncode:
         raise LineageError(f"`git {' '.join(arguments)}` failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout.strip()
+
+
+def _run(
+    arguments: Sequence[str], said: str = "", variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", **(variables or {})}
+    try:
+        return subprocess.run(["git", *arguments], input=said, capture_output=True, text=True, env=environment)
+    except FileNotFoundError as err:
+        raise LineageError("git: no such program, which flows.commit_branch of params.yaml needs") from err

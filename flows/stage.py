@@ -37,7 +37,7 @@ OUTCOME: Final = "stage"
 ASKER_LOOK_SECONDS = 10.0
 
 
-@flow(name="stage", flow_run_name="{work.stage}")
+@flow(name="stage")
 def stage(work: Handover) -> State[Any]:
     """Run one stage as another checkout would, with data from the DVC remote; what it made goes there.
 
