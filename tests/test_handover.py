@@ -48,7 +48,7 @@ def dvc(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory):
-    """A checkout `a`, whose stages are made and pushed but for the second, its clone `b`, and the DVC remote `store`."""
+    """A checkout `a`, whose first stage is made and pushed, its clone `b`, and the DVC remote `store`."""
     folder = tmp_path_factory.mktemp("template")
     a = folder / "a"
     (folder / "store").mkdir()

@@ -8,16 +8,17 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from servers import answers, free_port, running
 
 ROOT = Path(__file__).parents[1]
 CODE = ("qualivision", "flows", "dvc.yaml", "params.yaml", "prefect.yaml", ".dvc/config", ".dvc/.gitignore")
-CODE = (*CODE, ".dvcignore", ".gitignore", "reports/.gitignore")
+CODE = (*CODE, ".dvcignore", ".gitignore", "reports/.gitignore", "reports/lite/.gitignore")
 SMALL = {
     r"frames: \{count: 64, height: 160, width: 160\}": "frames: {count: 16, height: 96, width: 96}",
     r"  epochs: .*": "  epochs: 2",
@@ -90,10 +91,13 @@ class Prefect:
     def post(self, path: str, **body: object):
         return httpx.post(f"{self.api}/{path}", json=body, timeout=30).raise_for_status().json()
 
-    def retrain(self, seconds: float = 240) -> dict:
-        """One run of the deployment; returns it when it has ended."""
+    def start(self) -> str:
+        """Start a run of the deployment; returns its id."""
         nightly = httpx.get(f"{self.api}/deployments/name/retrain/nightly").raise_for_status().json()["id"]
-        run = self.post(f"deployments/{nightly}/create_flow_run", state={"type": "SCHEDULED"})["id"]
+        return self.post(f"deployments/{nightly}/create_flow_run", state={"type": "SCHEDULED"})["id"]
+
+    def end_of(self, run: str, seconds: float = 240) -> dict:
+        """A run when it has ended."""
         start = time.monotonic()
         while time.monotonic() - start < seconds:
             found = httpx.get(f"{self.api}/flow_runs/{run}").raise_for_status().json()
@@ -101,6 +105,14 @@ class Prefect:
                 return found
             time.sleep(0.5)
         pytest.fail(f"the run did not end: {found['state']}\n" + "\n".join(self.log(run)))
+
+    def in_training(self, seen: set[str]) -> dict:
+        """A run of the stage `train` that is not among those seen, as soon as DVC has started its command."""
+        while True:
+            for run in self.post("flow_runs/filter", flows={"name": {"any_": ["stage"]}}):
+                if run["name"] == "train@lite" and run["id"] not in seen and started(self.log(run["id"])):
+                    return run
+            time.sleep(0.5)
 
     def stages(self) -> dict[str, dict]:
         """The runs of the flow `stage`, by name."""
@@ -150,7 +162,7 @@ def machines(tmp_path_factory):
 @pytest.mark.slow
 def test_stages_run_on_two_machines_and_what_comes_of_it_is_reproduced_from_its_commit(machines):
     a, b, prefect = machines
-    first = prefect.retrain()
+    first = prefect.end_of(prefect.start())
     log = prefect.log(first["id"])
     assert first["state"]["type"] == "COMPLETED", "\n".join(log)
     made = "ran validate, frames@lite, prompts@lite, encode@lite, train@lite, evaluate@lite"
@@ -188,7 +200,49 @@ def test_stages_run_on_two_machines_and_what_comes_of_it_is_reproduced_from_its_
     assert c.git("status", "--porcelain") == ""
 
     # Nothing changed: nothing runs, on neither.
-    second = prefect.retrain()
+    second = prefect.end_of(prefect.start())
     assert second["state"]["message"].startswith("nothing to do: "), "\n".join(prefect.log(second["id"]))
     assert prefect.stages() == stages
     assert a.git("rev-list", "--count", "nightly") == "2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["cancelled", "killed"])
+def test_a_stage_elsewhere_ends_with_the_run_that_asked_for_it(machines, how):
+    a, b, prefect = machines
+    settings = a.folder / "params.yaml"
+    settings.write_text(re.sub(r"  epochs: .*", f"  epochs: {5000 if how == 'killed' else 6000}", settings.read_text()))
+    seen = {run["id"] for run in prefect.post("flow_runs/filter", flows={"name": {"any_": ["stage"]}})}
+    asker = prefect.start()
+    stage = prefect.in_training(seen)
+    assert [process for process in commands(b) if "train" in process.cmdline()]
+    if how == "cancelled":
+        prefect.post(f"flow_runs/{asker}/set_state", state={"type": "CANCELLING"})
+    else:
+        for process in flow_processes(asker):
+            process.kill()
+    assert prefect.end_of(asker)["state"]["type"] == ("CANCELLED" if how == "cancelled" else "CRASHED")
+    ended = prefect.end_of(stage["id"], seconds=60)["state"]
+    assert ended["type"] == "CANCELLED", ended
+    assert ended["message"].endswith("the run that asked for it has ended") or how == "cancelled"
+    assert commands(b) == []
+
+
+def commands(on: Machine) -> list[psutil.Process]:
+    """The processes of stages in a clone."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "qualivision" in " ".join(process.cmdline()[:2]) and process.cwd() == str(on.folder):
+                found.append(process)
+    return found
+
+
+def flow_processes(run: str) -> list[psutil.Process]:
+    """The process of a flow run, by its environment."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("PREFECT__FLOW_RUN_ID") == run and "prefect" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
