@@ -25,16 +25,21 @@ from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 from pydantic import Field  # noqa: E402
 
 from flows import approval as asking  # noqa: E402
-from flows import artifacts  # noqa: E402
+from flows import artifacts, lineage  # noqa: E402
+from flows.checkout import is_current  # noqa: E402
 from flows.commands import allow_commands, stop_commands  # noqa: E402
+from flows.elsewhere import stop_elsewhere  # noqa: E402
 from flows.outcome import tell  # noqa: E402
-from flows.stages import build, up_to_date  # noqa: E402
+from flows.remote import is_shared  # noqa: E402
+from flows.stages import build  # noqa: E402
 from qualivision import approval as questions  # noqa: E402
 from qualivision import registry  # noqa: E402
 from qualivision.settings import load_settings  # noqa: E402
 from qualivision.stages import places  # noqa: E402
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prefect.states import State
 
     from qualivision.approval import Question
@@ -74,6 +79,23 @@ def promote(version: int, who: str | None, why: str) -> None:
 
 
 @task
+def commit_lineage(branch: str, ran: list[str], uri: str, decision: str) -> str:
+    """Commit what this run made on a branch; returns what was done, or why it was not."""
+    run = runtime.flow_run
+    lines = (
+        f"Retraining {run.name}: {uri}",
+        "",
+        f"flow run: {run.name} ({run.id})",
+        f"stages: {', '.join(ran) or 'none ran; all were up to date'}",
+        f"model: {uri}",
+        f"decision: {decision}",
+    )
+    said = lineage.commit(branch, "\n".join(lines) + "\n")
+    (get_run_logger().warning if said.startswith("not ") else get_run_logger().info)(said)
+    return said
+
+
+@task
 def report(models: list[str]) -> None:
     """Show the data and the evaluations."""
     settings = load_settings()
@@ -109,20 +131,33 @@ def retrain(
         done = _go_on(question, settings) if (question := _asked(settings)) else _from_the_top(settings, rebuild)
     finally:
         stop_commands()  # cancelled: what runs in other threads would keep this process
+        stop_elsewhere()
     log.info(done)
     return Completed(message=done)
 
 
 def _from_the_top(settings: Settings, rebuild: bool) -> str:
-    """Stages, registration, decision; returns what came of it, in a line."""
-    ran = [] if not rebuild and up_to_date() else build(settings, rebuild=rebuild)
+    """Stages, registration, decision, lineage; returns what came of it, in a line."""
+    remote, branch = settings.flows.remote, settings.flows.commit_branch
+    if branch:
+        lineage.check_branch(branch)
+    done = not rebuild and is_current() and (not remote or is_shared(remote))
+    ran = [] if done else build(settings, rebuild=rebuild)
     if ran:
         report(list(settings.models))
     said = f"ran {', '.join(ran)}" if ran else NOTHING_RAN
-    return f"{said}; {_decide(register(settings.deploy), settings)}"
+    version = register(settings.deploy)
+    uri = f"models:/{settings.registry.name}/{version}"
+
+    def keep(decision: str) -> str:
+        return f"; {commit_lineage(branch, ran, uri, decision)}" if branch else ""
+
+    # A run that asks does not come back here: what goes on is another one, which made nothing.
+    decision = _decide(version, settings, before_asking=lambda: keep("waits for approval"))
+    return f"{said}; {decision}{keep(decision)}"
 
 
-def _decide(version: int, settings: Settings) -> str:
+def _decide(version: int, settings: Settings, *, before_asking: Callable[[], object] = lambda: None) -> str:
     """Gate, approval and promotion of a version, as far as they are still to do; returns what came of it."""
     names, uri = settings.registry, f"models:/{settings.registry.name}/{version}"
     champion = registry.version_of(registry.CHAMPION, names)
@@ -143,6 +178,7 @@ def _decide(version: int, settings: Settings) -> str:
             return f"{uri} passed the gate; {asked}"
     if not asking.can_ask():
         return f"{uri} passed the gate; `qualivision promote {version}` makes it the champion"
+    before_asking()
     return _go_on(asking.ask(version, champion, settings), settings)
 
 

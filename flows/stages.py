@@ -1,13 +1,11 @@
-"""The pipeline's stages as Prefect tasks. Each runs `dvc repro` of its stage, and nothing else.
+"""The pipeline's stages as Prefect tasks, and their graph. Each runs `dvc repro` of its stage, and nothing else.
 
-So a person at a shell and a schedule at night do the same thing and write the same `dvc.lock`.
+So a person at a shell and a schedule at night do the same thing and write the same `dvc.lock`. By `flows` of
+`params.yaml`, a DVC remote is kept up with what is made, and stages that need a GPU run on the workers of another pool.
 """
 
 from __future__ import annotations
 
-import re
-import shutil
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +18,11 @@ from prefect.exceptions import ObjectNotFound
 from prefect.futures import wait
 from prefect.states import raise_state_exception
 
-from flows.commands import Ended, are_stopped, run_command
-from qualivision.errors import AWAY_EXIT_CODE, QualiVisionError
-from qualivision.stages import places
+from flows.commands import are_stopped
+from flows.elsewhere import repro_elsewhere
+from flows.remote import bring, share
+from flows.repro import StageFailedError, repro_here
+from qualivision.errors import AwayError
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -39,48 +39,6 @@ GPU_LIMIT = "gpu"
 GPU_LEASE_SECONDS = 60.0
 """After which the slot of a killed run is free again."""
 ON_GPU = ("encode", "train", "evaluate")
-BUSY = "is busy"
-BUSY_WAIT_SECONDS = 5.0
-_SAID = 20
-_STAGE_ENDED = re.compile(r"exited with (-?\d+)")
-
-
-class StageFailedError(QualiVisionError):
-    """A stage that `dvc repro` could not finish: names it, says why, and quotes it.
-
-    Attributes:
-        may_pass: whether the same command may do better a while later.
-    """
-
-    def __init__(self, stage: str, ended: Ended, seconds: float) -> None:
-        code = _code_of(ended)
-        self.may_pass = not ended.late and (code < 0 or code > 128 or code == AWAY_EXIT_CODE)
-        if ended.late:
-            why = f"was stopped after {seconds / 3600:g} h, the limit that flows.stage_hours of params.yaml sets"
-        elif code < 0 or code > 128:
-            number = -code if code < 0 else code - 128
-            why = f"was killed by signal {number}" + (", as the kernel does when memory runs out" * (number == 9))
-        elif code == AWAY_EXIT_CODE:
-            why = "needs something that is away"
-        else:
-            why = f"failed (exit code {code})"
-        super().__init__(f"stage {stage} {why}:\n" + "\n".join(_excerpt(ended.lines)))
-
-
-def _excerpt(lines: tuple[str, ...]) -> list[str]:
-    """Of what the stage said the beginning and the end: a report names the worst first, a defect's traceback last."""
-    start = next((at for at, line in enumerate(lines) if line.startswith("Running stage")), 0)
-    said = list(lines[start:])
-    left = len(said) - 2 * _SAID
-    return said if left <= 0 else [*said[:_SAID], f"... {left} lines more are in the log ...", *said[-_SAID:]]
-
-
-def _code_of(ended: Ended) -> int:
-    """The exit code of the stage's own command, which DVC tells in words."""
-    for line in reversed(ended.lines):
-        if found := _STAGE_ENDED.search(line):
-            return int(found[1])
-    return ended.code
 
 
 def _may_pass(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
@@ -88,11 +46,11 @@ def _may_pass(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> boo
     if are_stopped():
         return False
     err = state.result(raise_on_failure=False)
-    return isinstance(err, StageFailedError) and err.may_pass
+    return isinstance(err, AwayError) or (isinstance(err, StageFailedError) and err.may_pass)
 
 
 @task(task_run_name="{stage}", retry_condition_fn=_may_pass)
-def repro(stage: str, *, gpus: int = 0, seconds: float, force: bool = False) -> bool:
+def repro(stage: str, *, gpus: int = 0, seconds: float, force: bool = False, remote: str = "", pool: str = "") -> bool:
     """Bring one stage, and what it depends on, up to date.
 
     Args:
@@ -100,31 +58,25 @@ def repro(stage: str, *, gpus: int = 0, seconds: float, force: bool = False) -> 
         gpus: how many cards it takes; it waits until so many slots of the limit `gpu` are free.
         seconds: that it may take.
         force: make it again, whatever there is of it. What it depends on has to be there.
+        remote: a DVC remote: what is needed is pulled from it, and what was made is pushed to it.
+        pool: a work pool, one of whose workers runs it in a checkout of its own; here, where there is none.
     Returns:
         Whether anything had to run.
     Raises:
         StageFailedError: the stage failed; what it had cached by then is kept.
+        AwayError: the remote does not answer; RemoteError: there is none of that name, or it lacks what is needed.
+        NotDeployedError: nothing on Prefect's server sends stages to the pool.
     """
-    log = get_run_logger()
-    deadline = time.monotonic() + seconds
-    if force:
-        _clear(stage)
-    command = [
-        "dvc",
-        "repro",
-        *(["--force"] if force else []),
-        *(["--single-item"] if force and "@" in stage else []),
-        stage,
-    ]
+    say = get_run_logger().info
     with _cards(gpus):
-        while True:
-            ended = run_command(command, log.info, seconds=max(0.0, deadline - time.monotonic()))
-            if ended.ok:
-                return any(line.startswith("Running stage") for line in ended.lines)
-            if ended.late or not any(BUSY in line for line in ended.lines):
-                raise StageFailedError(stage, ended, seconds)
-            log.info("another `dvc repro` has the stage; waiting")
-            time.sleep(BUSY_WAIT_SECONDS)
+        if pool:
+            return repro_elsewhere(stage, pool, remote, say, seconds=seconds, force=force)
+        if remote:
+            bring(stage, remote, say, seconds=seconds, anew=force)
+        ran = repro_here(stage, say, seconds=seconds, force=force)
+        if remote:
+            share(stage, remote, say, seconds=seconds)
+        return ran
 
 
 def build(settings: Settings, *, rebuild: bool = False) -> list[str]:
@@ -134,18 +86,18 @@ def build(settings: Settings, *, rebuild: bool = False) -> list[str]:
         settings: all of `params.yaml`.
         rebuild: make each anew.
     Raises:
-        StageFailedError: a stage failed. What does not depend on it was still done.
+        StageFailedError, AwayError, RemoteError, NotDeployedError: a stage failed; see `repro`. What does not depend on
+            it was still done.
     """
     if any(cards(stage, model, settings) for model in settings.models for stage in ON_GPU):
         _ensure_gpu_limit(settings.flows.gpus)
     step, started = stage_task(settings), {}
+    common = {"seconds": settings.flows.stage_hours * 3600, "force": rebuild, "remote": settings.flows.remote}
 
     def start(stage: str, model: str, after: list[PrefectFuture[bool]]) -> PrefectFuture[bool]:
         name = f"{stage}@{model}" if model else stage
-        gpus = cards(stage, model, settings) if model else 0
-        started[name] = step.submit(
-            name, gpus=gpus, seconds=settings.flows.stage_hours * 3600, force=rebuild, wait_for=after
-        )
+        gpus, pool = cards(stage, model, settings), pool_of(stage, model, settings)
+        started[name] = step.submit(name, gpus=gpus, pool=pool, wait_for=after, **common)
         return started[name]
 
     checked = start("validate", "", [])
@@ -167,12 +119,6 @@ def build(settings: Settings, *, rebuild: bool = False) -> list[str]:
     return [name for name, future in started.items() if future.result()]
 
 
-def up_to_date() -> bool:
-    """Whether every stage and the data set are as `dvc.lock` has them: then `dvc repro` would do nothing."""
-    ended = run_command(["dvc", "status", "--quiet"], lambda line: None)
-    return ended.code == 0
-
-
 def stage_task(settings: Settings) -> Task[..., bool]:
     """`repro` with the retries of `params.yaml`."""
     waits = list(settings.flows.retry_seconds)
@@ -181,27 +127,19 @@ def stage_task(settings: Settings) -> Task[..., bool]:
 
 def cards(stage: str, model: str, settings: Settings) -> int:
     """How many cards a stage of a model takes: none where it does not compute, or where `lite` finds no card."""
-    if stage not in ON_GPU or (model == "lite" and not has_card()):
+    if stage not in ON_GPU or (model == "lite" and not pool_of(stage, model, settings) and not has_card()):
         return 0
     return settings.model(model).train.processes if stage == "train" else 1
+
+
+def pool_of(stage: str, model: str, settings: Settings) -> str:
+    """The work pool that a stage of a model runs on; empty where it runs with the flow."""
+    return settings.flows.gpu_pool if stage in ON_GPU and model in settings.flows.gpu_models else ""
 
 
 def has_card() -> bool:
     """Whether this machine has an NVIDIA card. Without torch, whose import takes seconds."""
     return any(Path("/proc/driver/nvidia/gpus").glob("*"))
-
-
-def _clear(stage: str) -> None:
-    """Remove what a stage goes on from, so that it starts with nothing. DVC's cache still has the last that it made."""
-    kind, _, model = stage.partition("@")
-    kept = {
-        "frames": places.frames_dir,
-        "prompts": places.prompts_dir,
-        "encode": places.stems_dir,
-        "train": places.checkpoint_dir,
-    }
-    if kind in kept:
-        shutil.rmtree(kept[kind](model), ignore_errors=True)
 
 
 def _ensure_gpu_limit(slots: int) -> None:

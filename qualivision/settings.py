@@ -263,7 +263,10 @@ class FlowsSettings(Section):
     gpus: int = Field(
         default=1, ge=1, le=1024, description="slots of the concurrency limit `gpu`: how many cards there are"
     )
-    gpu_pool: str = Field(default="", description="a work pool whose workers build the models that need a GPU")
+    gpu_pool: str = Field(default="", description="a work pool whose workers run the stages that need a GPU")
+    gpu_models: tuple[ModelName, ...] = Field(
+        default=("dover", "vjepa2"), description="models whose encode, train and evaluate run on gpu_pool"
+    )
     cluster: str = Field(
         default="",
         pattern=r"^(|local:[1-9][0-9]*|(tcp|tls|ws|wss|ucx)://.+)$",
