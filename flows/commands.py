@@ -19,7 +19,8 @@ from qualivision.errors import QualiVisionError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_SUPERVISE = Path(__file__).with_name("supervise.py")
+SUPERVISED = (sys.executable, "-P", str(Path(__file__).with_name("supervise.py")))
+"""Before a command, whose stdin is a pipe of ours then: it ends, with all that it started, when that closes."""
 _KEPT_LINES = 2000
 _running: set[subprocess.Popen[str]] = set()
 _stopped = threading.Event()
@@ -72,7 +73,7 @@ def run_command(
         raise StoppedError(f"{command[0]}: not started, for the run is being stopped")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     child = subprocess.Popen(
-        [sys.executable, "-P", str(_SUPERVISE), *command],
+        [*SUPERVISED, *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -24,12 +24,12 @@ environment.prepare()
 
 import httpx  # noqa: E402
 
+from flows.commands import SUPERVISED  # noqa: E402
 from qualivision.errors import QualiVisionError  # noqa: E402
 from qualivision.settings import load_settings  # noqa: E402
 
 HOST = "127.0.0.1"
 START_SECONDS = 120.0
-STOP_SECONDS = 15.0
 STEADY_SECONDS = 30.0
 """What ends sooner after its start would end again."""
 
@@ -61,9 +61,10 @@ class Part:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         with self.log.open("ab") as out:
-            # A session of its own: Ctrl-C is ours, and each gets a signal that it takes for a stop.
+            # A session of its own: Ctrl-C is ours.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *self._command],
+                [*SUPERVISED, sys.executable, "-m", *self._command],
+                stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=out,
                 env=os.environ | {"PATH": path} | self._variables,
@@ -92,14 +93,10 @@ def _wait_for(health: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is not None:
-        return
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    """Stop it and what it started; that happens as well when this process is killed."""
+    assert process.stdin
+    process.stdin.close()
+    process.wait()
 
 
 def prefect_server(port: int) -> Part:

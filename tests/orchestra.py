@@ -110,7 +110,7 @@ class Orchestra:
 
     def part(self, words: str) -> psutil.Process:
         """A process that `flows.up` started, by its command."""
-        return next(one for one in self._up.children() if words in " ".join(_command(one)))
+        return next(one for one in self._up.children(recursive=True) if " ".join(_command(one)[1:]).startswith(words))
 
     # --- the data set and the settings
 
@@ -198,7 +198,7 @@ class Orchestra:
 
     def of_run(self) -> psutil.Process:
         """The process of the flow that is running."""
-        worker = self.part("worker start")
+        worker = self.part("-m prefect worker start")
         return next(one for one in worker.children(recursive=True) if "prefect.engine" in " ".join(_command(one)))
 
     def training(self) -> psutil.Process:

@@ -223,14 +223,14 @@ def test_a_killed_worker_ends_its_run_and_is_started_again(night):
     night.another_model(LONG)
     run = night.start()
     night.training()
-    worker = night.part("worker start")
+    worker = night.part("-m prefect worker start")
     worker.kill()
     assert night.outcome(run, seconds=150)[0] == "Crashed"
     nothing_runs(night)
     assert is_untouched(night, (champion, versions))
     name, message = night.outcome(night.start())
     assert name == "Completed" and message.endswith("is the champion") and night.first_epochs()[-1] > 1
-    assert night.part("worker start").pid != worker.pid
+    assert night.part("-m prefect worker start").pid != worker.pid
 
 
 def test_a_run_that_is_killed_with_its_worker_is_found(night):
@@ -239,7 +239,7 @@ def test_a_run_that_is_killed_with_its_worker_is_found(night):
     run = night.start()
     night.training()
     flow = night.of_run()
-    os.kill(night.part("worker start").pid, signal.SIGKILL)
+    os.kill(night.part("-m prefect worker start").pid, signal.SIGKILL)
     flow.kill()
     nothing_runs(night)
     name, message = night.outcome(run, seconds=150)
@@ -252,7 +252,7 @@ def test_a_killed_prefect_server_is_started_again_and_the_run_goes_on(night):
     night.another_model(LONG)
     run = night.start()
     night.training()
-    server = night.part("server start")
+    server = night.part("-m prefect server start")
     for one in [*server.children(recursive=True), server]:
         one.kill()
     name, message = night.outcome(run)
