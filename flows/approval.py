@@ -16,7 +16,7 @@ from prefect import flow, get_run_logger, runtime  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.flow_runs import suspend_flow_run  # noqa: E402
 from prefect.input import RunInput  # noqa: E402
-from prefect.states import Completed  # noqa: E402
+from prefect.states import Completed, State  # noqa: E402
 from pydantic import Field  # noqa: E402
 
 from qualivision import approval  # noqa: E402
@@ -24,8 +24,6 @@ from qualivision.settings import load_settings  # noqa: E402
 
 if TYPE_CHECKING:
     from uuid import UUID
-
-    from prefect.states import State
 
     from qualivision.approval import Question
     from qualivision.settings import Settings

@@ -18,7 +18,7 @@ environment.prepare()  # before Prefect is imported: it reads its home and its t
 
 from prefect import flow, get_run_logger, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
-from prefect.states import Completed, Failed  # noqa: E402
+from prefect.states import Completed, Failed, State  # noqa: E402
 from pydantic import Field  # noqa: E402
 
 from flows.outcome import tell  # noqa: E402
@@ -29,8 +29,6 @@ from qualivision.stages import places  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from prefect.states import State
 
     from qualivision.ingesting import Ingested
 

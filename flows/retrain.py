@@ -20,7 +20,7 @@ environment.prepare()  # before Prefect is imported: it reads its home and its t
 
 from prefect import flow, get_run_logger, runtime, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
-from prefect.states import Completed  # noqa: E402
+from prefect.states import Completed, State  # noqa: E402  (Prefect reads the annotations, and shows types in its form)
 from prefect.task_runners import ThreadPoolTaskRunner  # noqa: E402
 from pydantic import Field  # noqa: E402
 
@@ -39,8 +39,6 @@ from qualivision.stages import places  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from prefect.states import State
 
     from qualivision.approval import Question
     from qualivision.settings import Settings

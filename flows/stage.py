@@ -20,7 +20,7 @@ from prefect import flow, get_run_logger  # noqa: E402
 from prefect.artifacts import Artifact  # noqa: E402
 from prefect.client.orchestration import get_client  # noqa: E402
 from prefect.exceptions import ObjectNotFound  # noqa: E402
-from prefect.states import Cancelled, Completed, Failed  # noqa: E402
+from prefect.states import Cancelled, Completed, Failed, State  # noqa: E402
 
 # Pydantic reads these when the flow is made.
 from flows.commands import allow_commands, stop_commands  # noqa: E402
@@ -30,7 +30,6 @@ from qualivision.errors import QualiVisionError  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from prefect.states import State
 
 OUTCOME: Final = "stage"
 """Type of the artifact in which the asker finds what came of it."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from prefect.utilities.callables import parameter_schema
 
 from flows import retrain as flow
 from qualivision import approval, registry
@@ -124,3 +126,12 @@ def test_a_question_that_came_to_nothing_is_asked_again(night, asked):
 def test_a_run_that_cannot_be_suspended_leaves_the_promotion_to_the_command(night):
     done, called = night(champion=CHAMPION, mode="manual", can_ask=False)
     assert called == [f"gate {NEW}"] and "`qualivision promote 2`" in done
+
+
+@pytest.mark.parametrize("name", ["retrain:retrain", "ingest:ingest", "monitor:monitor", "score_batch:score_batch"])
+def test_the_form_of_a_flow_has_types_and_explanations(name):
+    module, _, function = name.partition(":")
+    found = parameter_schema(getattr(import_module(f"flows.{module}"), function)).model_dump()["properties"]
+    assert found
+    for parameter, says in found.items():
+        assert {"type", "anyOf"} & set(says) and says["description"], parameter
