@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import psutil
 import yaml
-from servers import answers, free_port, running
+from servers import answers, ask, free_port, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,7 +70,7 @@ class Orchestra:
         self.folder, self._stack = folder, stack
         self.told: list[dict[str, Any]] = []
         self._ports = free_port(), free_port()
-        self.api = httpx.Client(base_url=f"http://127.0.0.1:{self._ports[0]}/api", timeout=30)
+        self.api = f"http://127.0.0.1:{self._ports[0]}/api"
         self.mlflow = f"http://127.0.0.1:{self._ports[1]}"
         self._rates = iter(range(1, 1000))
 
@@ -242,20 +242,10 @@ class Orchestra:
         return found
 
     def _get(self, where: str) -> dict[str, Any]:
-        return self._ask("GET", where)
+        return ask("GET", f"{self.api}{where}")
 
     def _post(self, where: str, body: dict[str, Any]) -> Any:
-        return self._ask("POST", where, json=body)
-
-    def _ask(self, method: str, where: str, **how: Any) -> Any:
-        """As Prefect's own client does: a server whose SQLite is locked for the moment says 503, and is asked again."""
-        for wait in (0.5, 1, 2, 4, 0):
-            reply = self.api.request(method, where, **how)
-            if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE or not wait:
-                break
-            time.sleep(wait)
-        reply.raise_for_status()
-        return reply.json()
+        return ask("POST", f"{self.api}{where}", body)
 
 
 def eventually(true: Callable[[], bool], seconds: float, otherwise: Callable[[], str]) -> None:

@@ -11,10 +11,9 @@ import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
-from servers import answers, free_port, running
+from servers import answers, ask, free_port, running
 
 ROOT = Path(__file__).parents[1]
 CODE = ("qualivision", "flows", "dvc.yaml", "params.yaml", "prefect.yaml", ".dvc/config", ".dvc/.gitignore")
@@ -89,18 +88,18 @@ class Prefect:
         self.api = api
 
     def post(self, path: str, **body: object):
-        return httpx.post(f"{self.api}/{path}", json=body, timeout=30).raise_for_status().json()
+        return ask("POST", f"{self.api}/{path}", body)
 
     def start(self) -> str:
         """Start a run of the deployment; returns its id."""
-        nightly = httpx.get(f"{self.api}/deployments/name/retrain/nightly").raise_for_status().json()["id"]
+        nightly = ask("GET", f"{self.api}/deployments/name/retrain/nightly")["id"]
         return self.post(f"deployments/{nightly}/create_flow_run", state={"type": "SCHEDULED"})["id"]
 
     def end_of(self, run: str, seconds: float = 240) -> dict:
         """A run when it has ended."""
         start = time.monotonic()
         while time.monotonic() - start < seconds:
-            found = httpx.get(f"{self.api}/flow_runs/{run}").raise_for_status().json()
+            found = ask("GET", f"{self.api}/flow_runs/{run}")
             if found["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
                 return found
             time.sleep(0.5)
