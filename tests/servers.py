@@ -54,7 +54,7 @@ def answers(url: str) -> bool:
 
 
 def ask(method: str, url: str, body: dict[str, Any] | None = None) -> Any:
-    """What a server's API answers to JSON. As Prefect's own client does: 503, a SQLite that is locked, is asked again."""
+    """What a server answers, as JSON. As Prefect's own client does: 503, which is a locked SQLite, is asked again."""
     for wait in (0.5, 1, 2, 4, 0):
         reply = httpx.request(method, url, json=body, timeout=30)
         if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:
