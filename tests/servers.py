@@ -75,7 +75,7 @@ def running(command: list[str], log: Path, *, ready: Callable[[], bool], **how) 
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(30)
+                process.wait(15)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
