@@ -277,7 +277,7 @@ def _lies_in(process: psutil.Process, folder: Path) -> bool:
 
 def _is_service(words: list[str]) -> bool:
     """Whether it is a server, the worker, or a flow."""
-    return not words or any(word.startswith(("prefect", "flows.", "uvicorn", "mlflow")) for word in words[1:4])
+    return not words or any(word.startswith(("prefect", "flows.", "uvicorn", "mlflow")) for word in words[1:7])
 
 
 @contextmanager
