@@ -60,6 +60,7 @@ class Orchestra:
         folder: the checkout.
         api: Prefect's.
         mlflow: the address of MLflow's server.
+        up: the process of `python -m flows.up`.
         told: what came to the webhook, in order.
 
     Args:
@@ -106,11 +107,11 @@ class Orchestra:
         process = self._stack.enter_context(
             running(command, log, ready=lambda: "a worker serves" in log.read_text(), **how)
         )
-        self._up = psutil.Process(process.pid)
+        self.up = psutil.Process(process.pid)
 
     def part(self, words: str) -> psutil.Process:
         """A process that `flows.up` started, by its command."""
-        return next(one for one in self._up.children(recursive=True) if " ".join(_command(one)[1:]).startswith(words))
+        return next(one for one in self.up.children(recursive=True) if " ".join(_command(one)[1:]).startswith(words))
 
     # --- the data set and the settings
 

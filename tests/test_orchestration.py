@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pandas as pd
+import psutil
 import pytest
 from orchestra import Orchestra, copy_checkout, eventually, of_checkout
 from servers import needed
@@ -343,3 +344,15 @@ def test_a_stage_that_takes_too_long_is_stopped(night):
     run = night.start()
     name, message = night.outcome(run)
     assert name == "Failed" and "flows.stage_hours" in message and time.monotonic() - start < 90
+
+
+def test_what_flows_up_started_ends_with_it(shared):
+    """The last one: afterwards nothing is there for another."""
+    started = shared.up.children(recursive=True)
+    assert len(started) >= 4  # two supervisors, server and worker
+    shared.up.kill()
+    eventually(lambda: not [one for one in started if is_alive(one)], 20, lambda: f"left behind: {started}")
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
