@@ -220,7 +220,8 @@ def test_a_prompt_that_is_in_both_windows_is_never_learned_and_then_recognised()
     assert (change.reference.count, change.current.count) == (30, 30)
     same = np.concatenate([vectors(30), vectors(30)])
     change = compare_prompts(prompts, prompts, lambda asked: same, RULES)
-    assert change.distance == pytest.approx(0.5)  # learned by heart, it would be taken for the other one
+    # Learned by heart, it would be taken for the other one, at 1. Equal figures may differ in their last digit.
+    assert change.distance == pytest.approx(0.5, abs=0.01)
 
 
 def test_few_different_prompts_are_no_ground_for_a_verdict():
