@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import httpx
 from prefect import runtime
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.sorting import LogSort
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 DEPLOYMENT: Final = "stage/gpu"
 LOOK_SECONDS = 2.0
+_SAID = 5
 _running: dict[UUID, threading.Event] = {}
 
 
@@ -107,7 +109,8 @@ def _follow(
     with get_client(sync_client=True) as client:
         while time.monotonic() < deadline:
             try:
-                state = client.read_flow_run(run).state
+                found = client.read_flow_run(run)
+                state = found.state
             except httpx.TransportError as err:
                 say(f"{stage}: Prefect's server does not answer ({err}); waiting")
                 state = None
@@ -115,10 +118,7 @@ def _follow(
                 shown = str(state.name)
                 say(f"{stage} on the pool {pool}: {shown}")
             if state and state.is_final():
-                return _outcome(client, run) or Outcome(
-                    error=f"stage {stage} on the pool {pool}: its flow run {run} ended as {shown}: {state.message}",
-                    may_pass=state.is_crashed(),
-                )
+                return _outcome(client, run) or _without_outcome(client, found, f"stage {stage} on the pool {pool}")
             if stop.wait(LOOK_SECONDS):
                 raise StageFailedError(f"stage {stage} was stopped with the run that asked for it", may_pass=False)
     waiting = "it still waits for a worker" if shown in ("Scheduled", "Late", "Pending") else f"it is {shown}"
@@ -132,6 +132,23 @@ def _follow(
 def _outcome(client: Any, run: UUID) -> Outcome | None:
     found = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run])))
     return next((Outcome.model_validate_json(str(one.data)) for one in found if one.type == OUTCOME), None)
+
+
+def _without_outcome(client: Any, run: FlowRun, what: str) -> Outcome:
+    """What came of a run that could not tell it itself: its process, its machine or its checkout is at fault."""
+    assert run.state
+    why = f"{what}: its flow run {run.id} ended as {run.state.name}: {run.state.message}"
+    if not any(state.is_running() for state in client.read_flow_run_states(run.id)):
+        # What fails before the flow is printed there, and not sent to the server.
+        why += (
+            "\nits code was never reached; the output of its worker says why. The worker needs "
+            "QUALIVISION_GPU_CHECKOUT, the path of a checkout (prefect.yaml)"
+        )
+    else:
+        logged = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+        last = client.read_logs(log_filter=logged, limit=_SAID, sort=LogSort.TIMESTAMP_DESC)
+        why = "\n".join((why, *(line.message for line in reversed(last))))
+    return Outcome(error=why, may_pass=run.state.is_crashed())
 
 
 def _cancel(run: UUID) -> None:
