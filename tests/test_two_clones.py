@@ -89,18 +89,27 @@ class Prefect:
         self.api = api
 
     def post(self, path: str, **body: object):
-        return httpx.post(f"{self.api}/{path}", json=body, timeout=30).raise_for_status().json()
+        return self.ask("POST", path, json=body)
+
+    def ask(self, method: str, path: str, **how: object):
+        """An answer. On a busy machine the server's database is locked at times: a 503, which Prefect tries again."""
+        for _ in range(10):
+            reply = httpx.request(method, f"{self.api}/{path}", timeout=60, **how)
+            if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(1)
+        return reply.raise_for_status().json()
 
     def start(self) -> str:
         """Start a run of the deployment; returns its id."""
-        nightly = httpx.get(f"{self.api}/deployments/name/retrain/nightly").raise_for_status().json()["id"]
+        nightly = self.ask("GET", "deployments/name/retrain/nightly")["id"]
         return self.post(f"deployments/{nightly}/create_flow_run", state={"type": "SCHEDULED"})["id"]
 
     def end_of(self, run: str, seconds: float = 240) -> dict:
         """A run when it has ended."""
         start = time.monotonic()
         while time.monotonic() - start < seconds:
-            found = httpx.get(f"{self.api}/flow_runs/{run}").raise_for_status().json()
+            found = self.ask("GET", f"flow_runs/{run}")
             if found["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
                 return found
             time.sleep(0.5)
@@ -108,11 +117,13 @@ class Prefect:
 
     def in_training(self, seen: set[str]) -> dict:
         """A run of the stage `train` that is not among those seen, as soon as DVC has started its command."""
-        while True:
+        start = time.monotonic()
+        while time.monotonic() - start < 240:
             for run in self.post("flow_runs/filter", flows={"name": {"any_": ["stage"]}}):
                 if run["name"] == "train@lite" and run["id"] not in seen and started(self.log(run["id"])):
                     return run
             time.sleep(0.5)
+        pytest.fail("no training began")
 
     def stages(self) -> dict[str, dict]:
         """The runs of the flow `stage`, by name."""
