@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import psutil
@@ -92,18 +93,23 @@ class Prefect:
         return self.ask("POST", path, json=body)
 
     def ask(self, method: str, path: str, **how: object):
-        """An answer. On a busy machine the server's database is locked at times: a 503, which Prefect tries again."""
-        for _ in range(10):
-            reply = httpx.request(method, f"{self.api}/{path}", timeout=60, **how)
-            if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-                break
+        """An answer. On a busy machine the server's SQLite is locked at times; Prefect's client asks again, too."""
+        for left in reversed(range(10)):
+            try:
+                reply = httpx.request(method, f"{self.api}/{path}", timeout=90, **how)
+                if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE or not left:
+                    return reply.raise_for_status().json()
+            except httpx.TimeoutException:
+                if not left:
+                    raise
             time.sleep(1)
-        return reply.raise_for_status().json()
+        raise AssertionError("unreachable")
 
     def start(self) -> str:
         """Start a run of the deployment; returns its id."""
         nightly = self.ask("GET", "deployments/name/retrain/nightly")["id"]
-        return self.post(f"deployments/{nightly}/create_flow_run", state={"type": "SCHEDULED"})["id"]
+        wanted = {"state": {"type": "SCHEDULED"}, "idempotency_key": str(uuid4())}
+        return self.post(f"deployments/{nightly}/create_flow_run", **wanted)["id"]
 
     def end_of(self, run: str, seconds: float = 240) -> dict:
         """A run when it has ended."""
@@ -164,7 +170,7 @@ def machines(tmp_path_factory):
         server = ("server", "start", "--host", "127.0.0.1", "--port", str(port))
         start("server", a, *server, ready=lambda: answers(f"{api}/health"), PREFECT_API_URL="")
         a(sys.executable, "-m", "flows.deploy")
-        often = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
+        often = {"PREFECT_WORKER_QUERY_SECONDS": "3"}
         start("a", a, "worker", "start", "--pool", "qualivision", **often)
         start("b", b, "worker", "start", "--pool", "gpu", QUALIVISION_GPU_CHECKOUT=str(b.folder), **often)
         yield a, b, Prefect(api)
