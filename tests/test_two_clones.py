@@ -111,7 +111,7 @@ class Prefect:
         wanted = {"state": {"type": "SCHEDULED"}, "idempotency_key": str(uuid4())}
         return self.post(f"deployments/{nightly}/create_flow_run", **wanted)["id"]
 
-    def end_of(self, run: str, seconds: float = 240) -> dict:
+    def end_of(self, run: str, seconds: float = 480) -> dict:
         """A run when it has ended."""
         start = time.monotonic()
         while time.monotonic() - start < seconds:
