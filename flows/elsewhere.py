@@ -138,7 +138,8 @@ def _without_outcome(client: Any, run: FlowRun, what: str) -> Outcome:
     """What came of a run that could not tell it itself: its process, its machine or its checkout is at fault."""
     assert run.state
     why = f"{what}: its flow run {run.id} ended as {run.state.name}: {run.state.message}"
-    if run.start_time is None:  # what failed before the flow is printed there, and not sent to the server
+    if not any(state.is_running() for state in client.read_flow_run_states(run.id)):
+        # What fails before the flow is printed there, and not sent to the server.
         why += (
             "\nits code was never reached; the output of its worker says why. The worker needs "
             "QUALIVISION_GPU_CHECKOUT, the path of a checkout (prefect.yaml)"

@@ -54,11 +54,15 @@ def answers(url: str) -> bool:
 
 
 def ask(method: str, url: str, body: dict[str, Any] | None = None) -> Any:
-    """What a server answers, as JSON. As Prefect's own client does: 503, which is a locked SQLite, is asked again."""
-    for wait in (0.5, 1, 2, 4, 0):
-        reply = httpx.request(method, url, json=body, timeout=30)
-        if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-            break
+    """What a server answers, as JSON. Busy, with its SQLite locked, it says 503 or nothing: asked again."""
+    for wait in (0.5, 1, 2, 4, 8, 0):
+        try:
+            reply = httpx.request(method, url, json=body, timeout=60)
+            if reply.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+        except httpx.TimeoutException:
+            if not wait:
+                raise
         time.sleep(wait)
     return reply.raise_for_status().json()
 

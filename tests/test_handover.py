@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 import yaml
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Crashed, Pending, Running, Scheduled
 
 from flows import checkout, elsewhere, handover, remote
 from flows.handover import OtherCodeError, Outcome, carry_out, hand_over, take_over
@@ -218,3 +222,39 @@ def test_any_other_failure_of_a_remote_may_pass(machines, monkeypatch):
 def test_a_stage_that_is_up_to_date_here_starts_nothing_elsewhere(machines, monkeypatch):
     monkeypatch.setattr(elsewhere, "_start", lambda work: pytest.fail("a run was started"))
     assert not elsewhere.repro_elsewhere("first", "gpu", "store", quiet, seconds=60.0, force=False)
+
+
+def test_a_worker_without_a_checkout_says_which_variable_it_needs(monkeypatch):
+    monkeypatch.delenv("QUALIVISION_GPU_CHECKOUT", raising=False)
+    deployments = yaml.safe_load((Path(__file__).parents[1] / "prefect.yaml").read_text())["deployments"]
+    (gpu,) = [one for one in deployments if one["name"] == "gpu"]
+    script = gpu["pull"][0]["prefect.deployments.steps.run_shell_script"]["script"]
+    done = subprocess.run(script, shell=True, capture_output=True, text=True)
+    assert done.returncode and "QUALIVISION_GPU_CHECKOUT: is not set; start the worker with" in done.stderr
+    there = {"QUALIVISION_GPU_CHECKOUT": "/a path"}
+    assert subprocess.run(script, shell=True, capture_output=True, text=True, env=there).stdout == "/a path"
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        ([Scheduled(), Pending(), Crashed()], r"its code was never reached; .* QUALIVISION_GPU_CHECKOUT, the path of"),
+        ([Scheduled(), Pending(), Running(), Crashed()], r"(?s)ended as Crashed: .*the first line\nthe last line"),
+    ],
+)
+def test_a_run_that_could_not_tell_why_it_ended_may_do_better_later(states, said):
+    lines = [SimpleNamespace(message=f"the {which} line") for which in ("last", "first")]
+    client = SimpleNamespace(
+        read_artifacts=lambda **how: [], read_flow_run_states=lambda run: states, read_logs=lambda **how: lines
+    )
+    outcome = elsewhere._without_outcome(client, SimpleNamespace(id=uuid4(), state=states[-1]), "stage train@lite")
+    assert re.search(said, outcome.error) and outcome.may_pass
+
+
+def test_without_a_deployment_the_way_to_one_is_told(machines, monkeypatch):
+    def no_deployment(*given, **how):
+        raise ObjectNotFound(Exception("404"))
+
+    monkeypatch.setattr(elsewhere, "run_deployment", no_deployment)
+    with pytest.raises(elsewhere.NotDeployedError, match=r"which Prefect's server .* `python -m flows.deploy`"):
+        elsewhere._start(ask())

@@ -135,3 +135,32 @@ def test_the_form_of_a_flow_has_types_and_explanations(name):
     assert found
     for parameter, says in found.items():
         assert {"type", "anyOf"} & set(says) and says["description"], parameter
+
+
+@pytest.mark.parametrize(
+    ("mode", "answer", "kept"),
+    [
+        ("auto", "approve", ["models:/qualivision/2 passed the gate and is the champion"]),
+        # Nothing follows the question in a run that is suspended: the commit comes before it.
+        ("manual", "approve", ["waits for approval", "models:/qualivision/2 was approved by somebody: looks fine"]),
+    ],
+)
+def test_what_was_made_is_committed_with_what_was_decided_or_before_somebody_is_asked(
+    night, monkeypatch, mode, answer, kept
+):
+    committed = []
+    monkeypatch.setattr(flow.lineage, "check_branch", lambda branch: None)
+    monkeypatch.setattr(flow, "is_current", lambda: False)
+    monkeypatch.setattr(flow, "build", lambda settings, rebuild: ["train@lite"])
+    monkeypatch.setattr(flow, "report", lambda models: None)
+    monkeypatch.setattr(flow, "register", lambda model: NEW)
+    monkeypatch.setattr(
+        flow, "commit_lineage", lambda branch, ran, uri, said: committed.append((branch, ran, uri, said)) or "committed"
+    )
+    night(champion=CHAMPION, mode=mode)  # its stand-ins for the registry stay
+    settings = load_settings()
+    flows = settings.flows.model_copy(update={"approval": mode, "commit_branch": "nightly"})
+    done = flow._from_the_top(settings.model_copy(update={"flows": flows}), rebuild=False)
+    assert done.startswith("ran train@lite; models:/qualivision/2 ") and done.endswith("; committed")
+    assert [line[:3] for line in committed] == [("nightly", ["train@lite"], "models:/qualivision/2")] * len(kept)
+    assert all(line[3].startswith(said) for line, said in zip(committed, kept, strict=True))

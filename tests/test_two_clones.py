@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -93,9 +94,10 @@ class Prefect:
     def start(self) -> str:
         """Start a run of the deployment; returns its id."""
         nightly = ask("GET", f"{self.api}/deployments/name/retrain/nightly")["id"]
-        return self.post(f"deployments/{nightly}/create_flow_run", state={"type": "SCHEDULED"})["id"]
+        wanted = {"state": {"type": "SCHEDULED"}, "idempotency_key": str(uuid4())}
+        return self.post(f"deployments/{nightly}/create_flow_run", **wanted)["id"]
 
-    def end_of(self, run: str, seconds: float = 240) -> dict:
+    def end_of(self, run: str, seconds: float = 480) -> dict:
         """A run when it has ended."""
         start = time.monotonic()
         while time.monotonic() - start < seconds:
@@ -107,11 +109,13 @@ class Prefect:
 
     def in_training(self, seen: set[str]) -> dict:
         """A run of the stage `train` that is not among those seen, as soon as DVC has started its command."""
-        while True:
+        start = time.monotonic()
+        while time.monotonic() - start < 240:
             for run in self.post("flow_runs/filter", flows={"name": {"any_": ["stage"]}}):
                 if run["name"] == "train@lite" and run["id"] not in seen and started(self.log(run["id"])):
                     return run
             time.sleep(0.5)
+        pytest.fail("no training began")
 
     def stages(self) -> dict[str, dict]:
         """The runs of the flow `stage`, by name."""
@@ -152,7 +156,7 @@ def machines(tmp_path_factory):
         server = ("server", "start", "--host", "127.0.0.1", "--port", str(port))
         start("server", a, *server, ready=lambda: answers(f"{api}/health"), PREFECT_API_URL="")
         a(sys.executable, "-m", "flows.deploy")
-        often = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
+        often = {"PREFECT_WORKER_QUERY_SECONDS": "3"}
         start("a", a, "worker", "start", "--pool", "qualivision", **often)
         start("b", b, "worker", "start", "--pool", "gpu", QUALIVISION_GPU_CHECKOUT=str(b.folder), **often)
         yield a, b, Prefect(api)
