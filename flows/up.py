@@ -127,9 +127,8 @@ def up(*, prefect_port: int, mlflow_port: int, pool: str, limit: int | None, wor
         ServerError: something does not start, or ends as soon as it is started again.
         QualiVisionError: the flows can't be deployed.
     """
-    os.environ.setdefault(
-        "QUALIVISION_GPU_CHECKOUT", str(Path.cwd())
-    )  # where stages of other machines run (prefect.yaml)
+    # Where its worker runs stages for other machines (prefect.yaml).
+    os.environ.setdefault("QUALIVISION_GPU_CHECKOUT", str(Path.cwd()))
     with ExitStack() as stack:
         parts = []
 

@@ -57,7 +57,7 @@ def night(shared):
     settings = (shared.folder / "params.yaml").read_text()
     shared.told.clear()
     yield shared
-    eventually(lambda: not shared.stages(), 30, lambda: f"left behind: {[one.cmdline() for one in shared.stages()]}")
+    nothing_runs(shared)
     (shared.folder / "params.yaml").write_text(settings)
 
 
@@ -81,7 +81,7 @@ def standing(night: Orchestra) -> tuple:
 
 
 def nothing_runs(night: Orchestra) -> None:
-    eventually(lambda: not night.stages(), 15, lambda: f"left behind: {[one.cmdline() for one in night.stages()]}")
+    eventually(lambda: not night.stages(), 30, lambda: f"left behind: {[one.cmdline() for one in night.stages()]}")
 
 
 # --- what runs by itself
@@ -175,7 +175,7 @@ def test_a_question_that_nobody_answers_lapses(night):
     eventually(lapsed, 60, lambda: str(night.versions()[-1]["tags"]))
     assert night.aliases()["champion"] == champion and night.aliases()["challenger"] == night.versions()[-1]["version"]
     assert night.answer(run, decision="approve", reason="late", who="rater")["status"] == "ABORT"
-    assert night.messages(run, "Failed")
+    eventually(lambda: bool(night.messages(run, "Failed")), 30, lambda: f"nobody was told: {night.told}")
 
 
 def test_a_waiting_run_that_is_cancelled_withdraws_its_question(night):
@@ -187,6 +187,14 @@ def test_a_waiting_run_that_is_cancelled_withdraws_its_question(night):
 
 
 # --- failures: the table of docs/operations.md
+
+
+def in_training(night: Orchestra, *, epochs: int) -> str:
+    """A run that trains another model, and has saved an epoch of it."""
+    night.another_model(epochs)
+    run = night.start()
+    night.training()
+    return run
 
 
 def test_a_killed_training_is_tried_again_and_goes_on(night):
@@ -203,9 +211,7 @@ def test_a_killed_training_is_tried_again_and_goes_on(night):
 
 def test_a_killed_flow_is_crashed_at_once_and_the_next_goes_on_until_it_is_cancelled(night):
     before = standing(night)
-    night.another_model(LONG * 10)
-    run = night.start()
-    night.training()
+    run = in_training(night, epochs=LONG * 10)
     flow = night.of_run()
     flow.kill()
     assert night.outcome(run, seconds=30)[0] == "Crashed"
@@ -221,9 +227,7 @@ def test_a_killed_flow_is_crashed_at_once_and_the_next_goes_on_until_it_is_cance
 
 def test_a_killed_worker_ends_its_run_and_is_started_again(night):
     champion, versions = standing(night)
-    night.another_model(LONG)
-    run = night.start()
-    night.training()
+    run = in_training(night, epochs=LONG)
     worker = night.part("-m prefect worker start")
     worker.kill()
     assert night.outcome(run, seconds=150)[0] == "Crashed"
@@ -240,9 +244,7 @@ def test_a_killed_worker_ends_its_run_and_is_started_again(night):
 
 def test_a_run_that_is_killed_with_its_worker_is_found(night):
     before = standing(night)
-    night.another_model(LONG * 10)
-    run = night.start()
-    night.training()
+    run = in_training(night, epochs=LONG * 10)
     flow = night.of_run()
     os.kill(night.part("-m prefect worker start").pid, signal.SIGKILL)
     flow.kill()
@@ -254,9 +256,7 @@ def test_a_run_that_is_killed_with_its_worker_is_found(night):
 
 
 def test_a_killed_prefect_server_is_started_again_and_the_run_goes_on(night):
-    night.another_model(LONG)
-    run = night.start()
-    night.training()
+    run = in_training(night, epochs=LONG)
     server = night.part("-m prefect server start")
     for one in [*server.children(recursive=True), server]:
         one.kill()

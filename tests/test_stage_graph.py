@@ -1,0 +1,56 @@
+"""The graph of the stages as Prefect runs it: models side by side, and no two stages on one card."""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows import stages
+from qualivision.settings import load_settings
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def prefect():
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=60):
+        yield
+
+
+@pytest.mark.slow
+def test_models_are_built_side_by_side_and_no_two_stages_share_a_card(prefect, monkeypatch):
+    ran: dict[str, tuple[float, float]] = {}
+    together = threading.Barrier(2, timeout=60)
+
+    def stand_in(stage: str, say, *, seconds: float, force: bool) -> bool:
+        start = time.monotonic()
+        if stage.startswith("frames@"):
+            together.wait()  # comes back when both models are at it, and only then
+        time.sleep(0.3)
+        ran[stage] = start, time.monotonic()
+        return True
+
+    monkeypatch.setattr(stages, "repro_here", stand_in)
+    settings = load_settings(ROOT / "params.yaml").model_copy(update={"models": ("dover", "vjepa2")})
+
+    @flow(task_runner=ThreadPoolTaskRunner(max_workers=16))
+    def both() -> list[str]:
+        return stages.build(settings)
+
+    kinds = ("frames", "prompts", "encode", "train", "evaluate")
+    assert sorted(both()) == sorted(["validate", *(f"{kind}@{model}" for kind in kinds for model in settings.models)])
+    for model in settings.models:
+        encode, train, evaluate = (ran[f"{kind}@{model}"] for kind in ("encode", "train", "evaluate"))
+        assert ran["validate"][1] <= ran[f"frames@{model}"][0] and ran[f"frames@{model}"][1] <= encode[0]
+        assert encode[1] <= train[0] and ran[f"prompts@{model}"][1] <= train[0] and train[1] <= evaluate[0]
+    on_cards = [ran[f"{kind}@{model}"] for kind in stages.ON_GPU for model in settings.models]
+    for one, other in combinations(on_cards, 2):  # flows.gpus is 1
+        assert one[1] <= other[0] or other[1] <= one[0]
