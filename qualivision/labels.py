@@ -9,6 +9,8 @@ judge a table beyond what reading needs: `validation.py` finds everything that i
 
 Beside a label table may lie `<split>_ratings.csv`: the single ratings behind each MOS (`Overall_1`, `Overall_2`, ...),
 the latent truth where it is known (`Overall_truth`), and what the prompt asks for and the clip shows (`asks`, `shows`).
+And `<split>_other_prompts.csv`: prompts without a clip and what they ask for (`Prompt`, `asks`), for a model to learn
+from what does not fit.
 """
 
 from __future__ import annotations
@@ -53,6 +55,36 @@ def labels_path(data: Path, split: str) -> Path:
 def ratings_path(data: Path, split: str) -> Path:
     """Where the single ratings of a split lie, if there are any."""
     return labels_path(data, split).with_name(f"{split}_ratings.csv")
+
+
+def other_prompts_path(data: Path, split: str) -> Path:
+    """Where prompts without a clip lie, if there are any."""
+    return labels_path(data, split).with_name(f"{split}_other_prompts.csv")
+
+
+def read_other_prompts(path: Path) -> dict[str, dict[str, str]]:
+    """{prompt: what it asks for, by aspect} of a table of prompts without a clip; empty when there is none.
+
+    Raises:
+        LabelError: a missing column, or what a prompt asks for is not JSON, or no aspect of `ASPECT_OF_PROMPT`.
+    """
+    import json
+
+    import pandas as pd
+
+    if not path.exists():
+        return {}
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if missing := [column for column in ("Prompt", "asks") if column not in table]:
+        raise LabelError(f"{path}: column {', '.join(missing)} is missing")
+    prompts = {}
+    for prompt, asks in zip(table["Prompt"], table["asks"], strict=True):
+        try:
+            prompts[prompt] = dict(json.loads(asks))
+            graded_alignment(prompts[prompt], {})
+        except (ValueError, TypeError, LookupError, ZeroDivisionError) as err:
+            raise LabelError(f"{path}: {prompt!r} asks {asks}, which are not aspects of a prompt") from err
+    return prompts
 
 
 def videos_dir(data: Path, split: str) -> Path:

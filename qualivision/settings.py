@@ -74,6 +74,7 @@ class NetworkSettings(Section):
     width: int = Field(ge=8, le=4096, description="channels of tokens, fusion and head")
     fusion: Literal["quality-aware", "concatenation"] = "quality-aware"
     dropout: float = Field(ge=0.0, lt=1.0)
+    judges: int = Field(default=1, ge=1, le=16, description="trained parts that differ by their seed, averaged")
 
 
 class DoverNetwork(NetworkSettings):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from qualivision.cli.output import say
+from qualivision.sample_data import PRESETS
 
 app = typer.Typer()
 
@@ -16,7 +17,13 @@ app = typer.Typer()
 @app.command("sample-data")
 def sample_data(
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist, or be empty.")] = Path("data"),
-    prompts: Annotated[int, typer.Option(min=6, help="Prompts; each gives five clips.")] = 200,
+    preset: Annotated[
+        Literal["small", "demo", "large"],
+        typer.Option(help="16, 200 or 440 prompts: to try things, for minutes of training, to learn most."),
+    ] = "demo",
+    prompts: Annotated[
+        int | None, typer.Option(min=6, help="Prompts, each of five clips, in place of a preset.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bytes.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
 ) -> None:
@@ -25,7 +32,8 @@ def sample_data(
     from qualivision.sample_data import make_sample_data
 
     with progress("sample-data: rendering") as advance:
-        summary = make_sample_data(out, prompts=prompts, seed=seed, workers=workers, progress=advance)
+        count = prompts or PRESETS[preset]
+        summary = make_sample_data(out, prompts=count, seed=seed, workers=workers, progress=advance)
     say(f"sample-data: {summary}")
 
 

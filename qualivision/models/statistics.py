@@ -22,29 +22,34 @@ BANDS = 8
 HUES = 8
 """Sectors of the colour circle."""
 LOCAL_GRID = 4
-"""Local motion is measured on a grid of so many by so many fields."""
+"""Shifts are measured on a grid of so many by so many fields."""
+FLOW_GRID = 8
+"""... and optical flow."""
 
 _FLOOR = 1e-4  # about a fortieth of a grey level: below it two frames are the same
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def frame_statistics(frames: Tensor) -> Tensor:
+def frame_statistics(frames: Tensor) -> tuple[Tensor, Tensor]:
     """Every statistic of every frame.
 
     Args:
         frames: (B, 3, T, H, W) float in [0, 1], T at least 2, H and W at least 32.
     Returns:
         (B, T, STATISTICS) float32; energies as natural logarithms, shifts in pixels of the frames given.
+        And (B, T, FLOW_GRID, FLOW_GRID), how much each field moves against the rest of the picture; each map sums to 1.
     """
-    rows = []
+    rows, moving = [], []
     for clip in frames:  # clip by clip: the intermediates of 64 frames are some 100 MB
         pixels = clip.transpose(0, 1).float()
         luma = torch.einsum("tchw,c->thw", pixels, torch.tensor(_LUMA, device=pixels.device))
         coarse = functional.avg_pool2d(pixels, 4)  # light and colour need no fine detail
         light = functional.avg_pool2d(luma, 4)
-        parts = (*_exposure(light), *_colour(coarse), *_detail(luma), *_spectrum(luma), *_motion(luma))
+        flow, where = _flow(luma)
+        parts = (*_exposure(light), *_colour(coarse, light), *_detail(luma), *_spectrum(luma), *_motion(luma), *flow)
         rows.append(torch.stack(parts, dim=1))
-    return torch.stack(rows)
+        moving.append(where)
+    return torch.stack(rows), torch.stack(moving)
 
 
 def _log(energy: Tensor) -> Tensor:
@@ -60,7 +65,7 @@ def _exposure(luma: Tensor) -> list[Tensor]:
     return [mean, spread, skew, dark, bright]
 
 
-def _colour(pixels: Tensor) -> list[Tensor]:
+def _colour(pixels: Tensor, luma: Tensor) -> list[Tensor]:
     red_green = pixels[:, 0] - pixels[:, 1]
     yellow_blue = 0.5 * (pixels[:, 0] + pixels[:, 1]) - pixels[:, 2]
     chroma = torch.sqrt(red_green**2 + yellow_blue**2 + 1e-8)
@@ -70,7 +75,15 @@ def _colour(pixels: Tensor) -> list[Tensor]:
     previous = torch.stack(means, 1).roll(1, 0)
     change = (torch.stack(means, 1) - previous).abs().sum(1)
     change[0] = 0.0
-    return [*means, *spreads, vivid, change, *_hues(red_green, yellow_blue, chroma)]
+    pairs = ((luma, red_green), (luma, yellow_blue), (red_green, yellow_blue))
+    related = [_correlation(a, b) for a, b in pairs]  # of two tones only, each follows from the other
+    return [*means, *spreads, vivid, change, *_hues(red_green, yellow_blue, chroma), *related]
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    a, b = (value - value.mean((1, 2), keepdim=True) for value in (a, b))
+    scale = ((a**2).mean((1, 2)) * (b**2).mean((1, 2))).sqrt()
+    return (a * b).mean((1, 2)) / (scale + _FLOOR)
 
 
 def _hues(red_green: Tensor, yellow_blue: Tensor, chroma: Tensor) -> tuple[Tensor, ...]:
@@ -173,6 +186,62 @@ def _shift(luma: Tensor, grid: int) -> tuple[Tensor, Tensor, Tensor]:
     return across, down, peak
 
 
+def _flow(luma: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Optical flow since the frame before, of fields, by least squares on gradients (Lucas and Kanade, IJCAI 1981).
+
+    What moves against the rest of the picture is taken for the subject: where it is, how it moves, turns and grows; and
+    what no movement explains, for melting things.
+
+    Args:
+        luma: (T, H, W).
+    Returns:
+        The statistics, each (T,), and the map of what moves, (T, FLOW_GRID, FLOW_GRID); the first is the second's.
+    """
+    halved = functional.avg_pool2d(luma.unsqueeze(1), 2)[:, 0]
+    # Of equal contrast: a flicker is no movement.
+    halved = (halved - halved.mean((1, 2), keepdim=True)) / (halved.std((1, 2)).view(-1, 1, 1) + 0.02)
+    middle = 0.5 * (halved[1:] + halved[:-1])
+    across = 0.5 * (middle[:, 1:-1, 2:] - middle[:, 1:-1, :-2])
+    down = 0.5 * (middle[:, 2:, 1:-1] - middle[:, :-2, 1:-1])
+    later = (halved[1:] - halved[:-1])[:, 1:-1, 1:-1]
+    products = (across**2, down**2, across * down, across * later, down * later, later**2)
+    xx, yy, xy, xt, yt, tt = functional.adaptive_avg_pool2d(torch.stack(products, 1), FLOW_GRID).unbind(1)
+    calm = 2e-3
+    determinant = (xx + calm) * (yy + calm) - xy**2
+    u = -((yy + calm) * xt - xy * yt) / determinant
+    v = -((xx + calm) * yt - xy * xt) / determinant
+    unexplained = (tt + u * xt + v * yt).clamp(min=0).flatten(1)
+    camera_u, camera_v = u.flatten(1).median(1).values, v.flatten(1).median(1).values
+    own_u, own_v = u.flatten(1) - camera_u.unsqueeze(1), v.flatten(1) - camera_v.unsqueeze(1)
+    speed = torch.hypot(own_u, own_v)
+    weight = speed * ((xx + yy) / (xx + yy + 0.02)).flatten(1) + _FLOOR
+    share = weight / weight.sum(1, keepdim=True)
+    place = torch.linspace(-1, 1, FLOW_GRID, device=luma.device)
+    y, x = (grid.flatten() for grid in torch.meshgrid(place, place, indexing="ij"))
+    centre_x, centre_y = share @ x, share @ y
+    off_x, off_y = x - centre_x.unsqueeze(1), y - centre_y.unsqueeze(1)
+    reach = (share * (off_x**2 + off_y**2)).sum(1) + _FLOOR
+    parts = [
+        camera_u,
+        camera_v,
+        torch.hypot(camera_u, camera_v),
+        centre_x,
+        centre_y,
+        reach.sqrt(),
+        _log(speed.mean(1)),
+        _log(weight.amax(1)),
+        (share * own_u).sum(1),
+        (share * own_v).sum(1),
+        (share * (own_u * off_x + own_v * off_y)).sum(1) / reach,  # grows
+        (share * (own_v * off_x - own_u * off_y)).sum(1) / reach,  # turns
+        _log(unexplained.mean(1)),
+        _log(unexplained.amax(1)),
+        unexplained.mean(1) / (tt.mean((1, 2)) + _FLOOR),
+    ]
+    where = torch.cat((share[:1], share)).unflatten(1, (FLOW_GRID, FLOW_GRID))
+    return [functional.pad(part, (1, 0)) for part in parts], where
+
+
 def _window(height: int, width: int, like: Tensor) -> Tensor:
     """A Hann window: without it the frame's borders would be the strongest edges."""
     tall = torch.hann_window(height, periodic=False, device=like.device)
@@ -180,4 +249,4 @@ def _window(height: int, width: int, like: Tensor) -> Tensor:
     return tall.view(-1, 1) * wide.view(1, -1)
 
 
-STATISTICS = 5 + 8 + HUES + 6 + 3 + 2 + BANDS + 19
+STATISTICS = 5 + 8 + HUES + 3 + 6 + 3 + 2 + BANDS + 19 + 15

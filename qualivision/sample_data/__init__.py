@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIN_PROMPTS: Final = 6
+PRESETS: Final = {"small": 16, "demo": 200, "large": 440}
+"""How many prompts: to try that everything works; what `make demo` makes; what teaches most."""
 
 
 class SampleDataError(QualiVisionError):
@@ -46,7 +48,7 @@ class SampleSummary:
 def make_sample_data(
     out: Path,
     *,
-    prompts: int = 200,
+    prompts: int = PRESETS["demo"],
     seed: int = 0,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -76,4 +78,4 @@ def make_sample_data(
     return write_data_set(out, prompts=prompts, seed=seed, workers=workers, progress=progress)
 
 
-__all__ = ["MIN_PROMPTS", "SampleDataError", "SampleSummary", "make_sample_data"]
+__all__ = ["MIN_PROMPTS", "PRESETS", "SampleDataError", "SampleSummary", "make_sample_data"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy as np
 
@@ -83,17 +83,26 @@ class Prompt:
         return self.asks["subject"] in PHOTO_SUBJECTS
 
 
-def draw_prompts(rng: np.random.Generator, count: int) -> list[Prompt]:
-    """Draw prompts whose texts are all distinct; each value of an aspect about equally often."""
+def draw_prompts(rng: np.random.Generator, count: int, taken: Iterable[Prompt] = ()) -> list[Prompt]:
+    """Draw prompts whose texts are all distinct; each value of an aspect about equally often.
+
+    Args:
+        rng: draws all of it.
+        count: how many.
+        taken: prompts that ask for what none of the drawn ones may ask for.
+    """
     photos = round(PHOTO_SHARE * count)
     subjects = _evenly(rng, tuple(PHOTO_SUBJECTS), photos) + _evenly(rng, tuple(DRAWN_SUBJECTS), count - photos)
     colours, motions, scenes = (_evenly(rng, values, count) for values in (COLOURS, tuple(MOTIONS), tuple(SCENES)))
     prompts: list[Prompt] = []
     texts: set[str] = set()
+    taken_asks = {frozenset(prompt.asks.items()) for prompt in taken}
     for subject, colour, motion, scene in zip(subjects, colours, motions, scenes, strict=True):
         asks = {"subject": subject, "scene": scene, "motion": motion}
         if subject in DRAWN_SUBJECTS:
             asks["colour"] = colour
+        while frozenset(asks.items()) in taken_asks:
+            asks |= {"scene": pick(rng, tuple(SCENES)), "motion": pick(rng, tuple(MOTIONS))}
         text = _sentence(rng, asks)
         while text in texts:
             text = _sentence(rng, asks)

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from scipy import ndimage
 
-from qualivision.sample_data.pictures import SPRITE_MARGIN, SPRITE_SIDE
+from qualivision.sample_data.content import COLOURS, DRAWN_SUBJECTS, PHOTO_SUBJECTS
+from qualivision.sample_data.pictures import SPRITE_MARGIN, SPRITE_SIDE, subject_picture
 from qualivision.sample_data.rendering import FRAMES, HEIGHT, WIDTH, Shot
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ KINDS: Final[Mapping[str, str]] = {
     "off_frame": "Aesthetic",
     "blur": "Traditional",
     "low_resolution": "Traditional",
+    "smooth": "Traditional",
     "noise": "Traditional",
     "blocking": "Traditional",
     "compression": "Traditional",
@@ -46,12 +48,15 @@ KINDS: Final[Mapping[str, str]] = {
     "wobble": "Temporal",
     "flicker": "Temporal",
     "melting": "Temporal",
+    "morph": "Temporal",
     "shuffle": "Temporal",
+    "jump": "Temporal",
 }
 # Visible effect -> loss in MOS, as points of a curve. The unit of the effect is that of the kind's measure below.
 _CURVES: Final[Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
     "blur": ((0.08, 0.3, 0.5, 0.7, 0.85), (0.0, 0.9, 1.9, 3.0, 3.8)),
     "low_resolution": ((0.08, 0.3, 0.5, 0.7, 0.85), (0.0, 0.9, 1.9, 3.0, 3.8)),
+    "smooth": ((0.05, 0.2, 0.36, 0.52, 0.68), (0.0, 0.8, 1.8, 2.8, 3.6)),
     "noise": ((2.0, 8.0, 18.0, 32.0, 48.0), (0.0, 0.8, 1.9, 3.0, 3.8)),
     "blocking": ((0.005, 0.06, 0.18, 0.35, 0.55), (0.0, 0.8, 1.9, 2.9, 3.7)),
     "compression": ((0.04, 0.15, 0.3, 0.5, 0.7), (0.0, 0.9, 1.9, 3.0, 3.8)),
@@ -63,9 +68,11 @@ _CURVES: Final[Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
     "wobble": ((0.3, 1.5, 3.2, 5.5, 8.0), (0.0, 0.9, 2.0, 3.1, 3.7)),
     "flicker": ((1.0, 6.0, 14.0, 26.0, 40.0), (0.0, 0.9, 2.0, 3.1, 3.8)),
     "melting": ((1.5, 6.0, 13.0, 20.0, 28.0), (0.0, 0.7, 1.5, 2.3, 3.0)),
+    "morph": ((0.5, 3.0, 7.0, 12.0, 18.0), (0.0, 0.8, 1.8, 2.7, 3.4)),
     "shuffle": ((0.2, 0.8, 1.8, 3.0, 4.5), (0.0, 1.0, 2.1, 3.1, 3.8)),
+    "jump": ((0.3, 1.0, 2.2, 3.6, 5.5), (0.0, 0.9, 2.0, 3.0, 3.7)),
     "washed_out": ((0.05, 0.25, 0.45, 0.65, 0.8), (0.0, 0.9, 1.9, 3.0, 3.7)),
-    "palette_clash": ((3.0, 10.0, 19.0, 30.0, 44.0), (0.0, 0.9, 1.9, 2.9, 3.6)),
+    "palette_clash": ((4.0, 16.0, 34.0, 52.0, 72.0), (0.0, 0.9, 1.9, 2.9, 3.6)),
     "clutter": ((0.01, 0.05, 0.12, 0.2, 0.3), (0.0, 0.9, 2.0, 3.0, 3.7)),
     "off_frame": ((0.03, 0.2, 0.4, 0.58, 0.75), (0.0, 0.8, 1.8, 2.8, 3.5)),
 }
@@ -86,6 +93,7 @@ class Look:
 
     `order`: the shot's moment that each frame shows. `offsets` (FRAMES, 2): jitter in pixels. `gains` (FRAMES,):
     flicker. `wobble` and `melt`: amplitude in frame and sprite pixels. `noise`: int16 picture, larger than a frame.
+    `turns_into`: what the subject turns into and back, and `morph` (FRAMES,) how far it has.
     """
 
     shot: Shot
@@ -98,11 +106,17 @@ class Look:
     gains: Floats = field(default_factory=lambda: np.ones(FRAMES))
     wobble: float = 0.0
     melt: float = 0.0
+    turns_into: Image.Image | None = None
+    morph: Floats = field(default_factory=lambda: np.zeros(FRAMES))
 
     def frame(self, place: int) -> Image.Image:
         """The frame at a place of the clip, RGB, WIDTH x HEIGHT."""
         moment = int(self.order[place])
-        sprite = _melted(self.shot.sprite, self.melt, moment) if self.melt else None
+        sprite = None
+        if self.turns_into is not None:
+            sprite = Image.blend(self.shot.sprite, self.turns_into, float(self.morph[moment]))
+        elif self.melt:
+            sprite = _melted(self.shot.sprite, self.melt, moment)
         offset = (float(self.offsets[place, 0]), float(self.offsets[place, 1]))
         frame = self.shot.frame(moment, shrink=self.shrink, offset=offset, sprite=sprite)
         if frame.width != WIDTH:
@@ -195,6 +209,11 @@ def _low_resolution(rng: np.random.Generator, look: Look, severity: float) -> Lo
     return replace(look, shrink=1.3 + 5.2 * severity)
 
 
+def _smooth(rng: np.random.Generator, look: Look, severity: float) -> Look:
+    # Texture is gone and edges stay, as of a generator that paints skin like plastic.
+    return _repainted(look, lambda picture: _edge_preserving(picture, (4 + 62 * severity) ** 2))
+
+
 def _noise(rng: np.random.Generator, look: Look, severity: float) -> Look:
     # Grain of two pixels: finer grain would be gone when a model's frames are made smaller.
     shape = (HEIGHT + _NOISE_ROOM) // 2, (WIDTH + _NOISE_ROOM) // 2
@@ -266,6 +285,17 @@ def _clutter(rng: np.random.Generator, look: Look, severity: float) -> Look:
     return replace(look, shot=look.shot.dressed(canvas, look.shot.sprite))
 
 
+def _edge_preserving(picture: Image.Image, variance: float) -> Image.Image:
+    """Smooth what varies less than this (0 to 255, squared): the guided filter of He, Sun and Tang, ECCV 2010."""
+    pixels = np.asarray(picture, np.float32)
+    mean = lambda values: ndimage.uniform_filter(values, (9, 9, 1))  # noqa: E731
+    level = mean(pixels)
+    spread = mean(pixels**2) - level**2
+    kept = spread / (spread + variance)
+    smooth = mean(kept) * pixels + mean(level * (1 - kept))
+    return Image.fromarray(np.clip(smooth, 0, 255).astype(np.uint8), "RGB")
+
+
 def _noisy(frame: Image.Image, noise: Integers, moment: int) -> Image.Image:
     # Two steps that have no common period: no part of the noise comes back within a clip.
     top, left = (moment * 23) % _NOISE_ROOM, (moment * 37) % _NOISE_ROOM
@@ -324,6 +354,33 @@ def _melting(rng: np.random.Generator, look: Look, severity: float) -> tuple[Loo
     amplitude = 6 + 40 * severity
     scale = float(look.shot.sizes.mean()) / (SPRITE_SIDE - 2 * SPRITE_MARGIN)
     return replace(look, melt=amplitude), amplitude * scale * float(look.shot.shown_share().mean())
+
+
+def _morph(rng: np.random.Generator, look: Look, severity: float) -> tuple[Look, float]:
+    subjects: list[tuple[str, str | None]] = [(subject, None) for subject in PHOTO_SUBJECTS]
+    subjects += [(subject, COLOURS[int(rng.integers(len(COLOURS)))]) for subject in DRAWN_SUBJECTS]
+    other = subject_picture(*subjects[int(rng.integers(len(subjects)))])
+    cycles = rng.uniform(1.0, 2.5)
+    wave = 0.5 - 0.5 * np.cos(2 * math.pi * (cycles * np.arange(FRAMES) / FRAMES))
+    far = 0.08 + 0.82 * severity
+    scale = (float(look.shot.sizes.mean()) / (SPRITE_SIDE - 2 * SPRITE_MARGIN)) ** 2
+    before, after = (np.asarray(sprite, np.float32) for sprite in (look.shot.sprite, other))
+    differs = np.abs(after[..., :3] * after[..., 3:] - before[..., :3] * before[..., 3:]).mean() / 255
+    effect = far * cycles * float(differs) * scale * float(look.shot.shown_share().mean())
+    return replace(look, turns_into=other, morph=far * wave), effect
+
+
+def _jump(rng: np.random.Generator, look: Look, severity: float) -> tuple[Look, float]:
+    cuts = rng.choice(np.arange(6, FRAMES - 4), 1 + round(4 * severity), replace=False)
+    steps = np.ones(FRAMES, int)
+    for cut in cuts:
+        far = int(rng.integers(4, 8 + round(20 * severity)))
+        steps[cut] = far if rng.random() < 0.5 else -far
+    # Reflected at both ends: whatever the jumps, the clip is as long as before.
+    order = np.abs(np.cumsum(steps) - 1)
+    order = np.abs((order + FRAMES - 1) % (2 * (FRAMES - 1)) - (FRAMES - 1))
+    seen = np.minimum(np.abs(np.diff(order)) - 1, 10) / 10
+    return replace(look, order=order), float(seen[seen > 0].sum()) * _motion_seen(look)
 
 
 def _displacement_in_time(order: Integers) -> float:
@@ -440,8 +497,13 @@ def _spread_lost(before: list[Image.Image], after: list[Image.Image]) -> float:
 
 
 def _colour_changed(before: list[Image.Image], after: list[Image.Image]) -> float:
-    """Mean absolute change over pixels and colours."""
-    return float(np.mean([_difference(a, b).mean() for a, b in zip(before, after, strict=True)]))
+    """Mean change of colour, whatever the brightness does: red against green and yellow against blue."""
+    changes = []
+    for pair in zip(before, after, strict=True):
+        was, is_ = (np.asarray(p, np.float32) for p in pair)
+        red, green, blue = np.moveaxis(is_ - was, -1, 0)
+        changes.append(np.hypot(red - green, 0.5 * (red + green) - blue).mean())
+    return float(np.mean(changes))
 
 
 def _area_changed(before: list[Image.Image], after: list[Image.Image]) -> float:
@@ -457,6 +519,7 @@ def _difference(before: Image.Image, after: Image.Image) -> Integers:
 _ON_SCREEN: Final[Mapping[str, Callable[[np.random.Generator, Look, float], Look]]] = {
     "blur": _blur,
     "low_resolution": _low_resolution,
+    "smooth": _smooth,
     "noise": _noise,
     "blocking": _blocking,
     "underexposure": _underexposure,
@@ -472,11 +535,14 @@ _IN_TIME: Final[Mapping[str, Callable[[np.random.Generator, Look, float], tuple[
     "wobble": _wobble,
     "flicker": _flicker,
     "melting": _melting,
+    "morph": _morph,
     "shuffle": _shuffle,
+    "jump": _jump,
 }
 _MEASURES: Final[Mapping[str, Callable[[list[Image.Image], list[Image.Image]], float]]] = {
     "blur": _sharpness_lost,
     "low_resolution": _sharpness_lost,
+    "smooth": _sharpness_lost,
     "noise": _luma_added,
     "blocking": _structure_lost,
     "underexposure": _light_lost,

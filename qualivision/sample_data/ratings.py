@@ -59,7 +59,7 @@ GENERATORS: Final = (
     Generator(  # smooth, but blurred
         "B",
         {"Traditional": 1.25, "Aesthetic": 1.0, "Temporal": 0.75},
-        ("blur", "low_resolution", "washed_out"),
+        ("blur", "low_resolution", "smooth", "washed_out"),
         {"subject": 0.28, "scene": 0.26, "colour": 0.28, "motion": 0.28},
     ),
     Generator(  # pretty, but does not listen
@@ -71,13 +71,13 @@ GENERATORS: Final = (
     Generator(  # slow machine: stalls, and compresses hard
         "D",
         {"Traditional": 1.1, "Aesthetic": 0.9, "Temporal": 1.15},
-        ("freeze", "judder", "compression", "blocking"),
+        ("freeze", "judder", "jump", "compression", "blocking"),
         {"subject": 0.26, "scene": 0.28, "colour": 0.3, "motion": 0.34},
     ),
     Generator(  # garish and crowded, melts things; does what it is told
         "E",
         {"Traditional": 0.9, "Aesthetic": 1.3, "Temporal": 0.85},
-        ("clutter", "palette_clash", "melting"),
+        ("clutter", "palette_clash", "melting", "morph"),
         {"subject": 0.2, "scene": 0.22, "colour": 0.22, "motion": 0.26},
     ),
 )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from qualivision.labels import DIMENSIONS, SPLITS, labels_path, ratings_path, videos_dir
+from qualivision.labels import DIMENSIONS, SPLITS, labels_path, other_prompts_path, ratings_path, videos_dir
 from qualivision.sample_data import SampleDataError, SampleSummary
 from qualivision.sample_data.clips import Clip, Task, make_clip
 from qualivision.sample_data.content import Prompt, draw_prompts
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _TEST_SHARE: Final = 0.2
 _VAL_SHARE: Final = 0.1
+OTHER_PROMPTS: Final = 1200
 _CLIPS_PER_MESSAGE: Final = 4
 
 
@@ -74,6 +75,7 @@ def _fill(
     shuffled = [clips[place] for place in rng.permutation(len(clips))]  # as in the release: no order to learn from
     for split in SPLITS:
         _write_tables(folder, split, [clip for clip in shuffled if split_of[clip.prompt.identity] == split])
+    _write_other_prompts(folder, prompts, split_of, seed)
     chosen = list(split_of.values())
     return SampleSummary(
         folder,
@@ -140,6 +142,18 @@ def _write_tables(folder: Path, split: str, clips: list[Clip]) -> None:
     labels.to_csv(labels_path(folder, split), index=False, lineterminator="\n")
     ratings = pd.DataFrame([_ratings_row(clip) for clip in clips])
     ratings.to_csv(ratings_path(folder, split), index=False, lineterminator="\n")
+
+
+def _write_other_prompts(folder: Path, prompts: list[Prompt], split_of: dict[str, str], seed: int) -> None:
+    """Prompts to learn from that have no clip. None of them asks for what a prompt of val or test asks for."""
+    import pandas as pd
+
+    held = [prompt for prompt in prompts if split_of[prompt.identity] != "train"]
+    others = draw_prompts(np.random.default_rng([seed, 3]), OTHER_PROMPTS, taken=held)
+    ours = {prompt.text for prompt in prompts}
+    rows = [(p.text, json.dumps(dict(p.asks), sort_keys=True)) for p in others if p.text not in ours]
+    table = pd.DataFrame(rows, columns=["Prompt", "asks"])
+    table.to_csv(other_prompts_path(folder, "train"), index=False, lineterminator="\n")
 
 
 def _video_name(clip: Clip) -> str:

@@ -93,6 +93,7 @@ def run(model: str, *, resume: bool = False) -> str:
                 "clips": len(train_set),
                 "prompts": len(set(train_set.prompts)),
             },
+            forests=trained.forests,
         )
         save_checkpoint(folder, card, trained.tensors)
         record.finish(checkpoint_id(folder))

@@ -10,7 +10,7 @@ Every file is written under a temporary name and renamed.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
-FROZEN = "encoder.frozen."
+FROZEN = ".encoder.frozen."
 
 
 class CheckpointError(QualiVisionError):
@@ -49,6 +49,8 @@ class ModelCard:
     base_hash: str
     """their SHA-256"""
     training: dict[str, Any]
+    forests: list[tuple[int, int]] = field(default_factory=list)
+    """trees, and the most nodes of one, of each forest"""
 
     def to_json(self) -> str:
         """As stored."""
@@ -65,7 +67,7 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {
         name: whole(value.detach()).cpu().contiguous()
         for name, value in model.state_dict().items()
-        if not name.startswith(FROZEN)
+        if FROZEN not in name
     }
 
 
@@ -130,7 +132,15 @@ def load_checkpoint(folder: Path, *, with_stem: bool) -> tuple[QualityModel, Mod
             stem = build_stem(card.name, card.network)
     if card.text.train:
         text = TextTower(PromptEncoder(card.text.encoder).sentences)
-    model = build_model(card.name, card.network, card.text_width, architecture=card.architecture, stem=stem, text=text)
+    model = build_model(
+        card.name,
+        card.network,
+        card.text_width,
+        architecture=card.architecture,
+        stem=stem,
+        text=text,
+        forests=card.forests,
+    )
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as err:
@@ -141,7 +151,7 @@ def load_checkpoint(folder: Path, *, with_stem: bool) -> tuple[QualityModel, Mod
 
 def load_trained(model: QualityModel, tensors: dict[str, Tensor], source: Path) -> None:
     """Put trained tensors into a model; all of them and no others, or CheckpointError."""
-    held = {name: value for name, value in model.state_dict().items() if not name.startswith(FROZEN)}
+    held = {name: value for name, value in model.state_dict().items() if FROZEN not in name}
     ours = {name: value.shape for name, value in held.items()}
     missing, unexpected = sorted(ours.keys() - tensors.keys()), sorted(tensors.keys() - ours.keys())
     reshaped = [

@@ -18,13 +18,18 @@ from torch.utils.data import Dataset
 from qualivision.cache import CacheError
 from qualivision.frames import clip_name
 from qualivision.labels import (
+    ASPECT_OF_PROMPT,
     MOS_COLUMNS,
+    MOS_MAX,
+    MOS_MIN,
     LabelError,
     graded_alignment,
     has_mos,
     labels_path,
+    other_prompts_path,
     ratings_path,
     read_labels,
+    read_other_prompts,
 )
 
 if TYPE_CHECKING:
@@ -52,10 +57,12 @@ class Batch:
     """(B, Dt)"""
     mos: Tensor
     """(B, 5), NaN where the table has no MOS"""
+    others: Tensor
+    """(P, Dt): embeddings of prompts without a clip, the same in every batch"""
     own: Tensor
-    """(B, B) bool: prompt j is the one of clip i"""
+    """(B, B + P) bool: prompt j is the one of clip i"""
     known: Tensor
-    """(B, B): Alignment of clip i with prompt j, where it is known; else NaN"""
+    """(B, B + P): Alignment of clip i with prompt j, where it is known; else NaN"""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -64,7 +71,7 @@ class Batch:
             self.names,
             self.prompts,
             {name: value.to(device) for name, value in self.activations.items()},
-            *(tensor.to(device) for tensor in (self.text, self.mos, self.own, self.known)),
+            *(tensor.to(device) for tensor in (self.text, self.mos, self.others, self.own, self.known)),
         )
 
 
@@ -94,9 +101,17 @@ class ClipSet(Dataset[int]):
         self.keys = [index[clip] for clip in clips]
         self.prompts: list[str] = self.table["Prompt"].tolist()
         self.text = torch.from_numpy(np.stack([embeddings[prompt] for prompt in self.prompts]))
+        self.embeddings = embeddings
         mos = self.table[list(MOS_COLUMNS)].to_numpy(np.float32) if has_mos(self.table) else None
         self.mos = torch.full((len(clips), len(MOS_COLUMNS)), torch.nan) if mos is None else torch.from_numpy(mos)
+        asked = read_other_prompts(other_prompts_path(data, split))
+        if unknown := [prompt for prompt in asked if prompt not in embeddings]:
+            raise CacheError(f"{unknown[0]!r}: is not in the prompt cache; run `qualivision prompts`")
+        self.others = torch.from_numpy(np.stack([embeddings[p] for p in asked])) if asked else self.text[:0]
         self.content = _known_content(ratings_path(data, split), self.table)
+        numbers: dict[str, int] = {}
+        self._asks = _coded([asks for asks, _ in self.content] + list(asked.values()), numbers)
+        self._shows = _coded([shows for _, shows in self.content], numbers)
         self._held: dict[int, Activations] = {}
         self._held_bytes = 0
 
@@ -130,25 +145,41 @@ class ClipSet(Dataset[int]):
             activations={name: torch.stack([clip[name] for clip in each]) for name in each[0]},
             text=self.text[rows],
             mos=self.mos[rows],
+            others=self.others,
             own=own,
             known=known,
         )
 
     def pairs(self, rows: list[int], others: list[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """How clips and the prompts of others belong together.
+        """How clips belong together with the prompts of other clips, and with those that have none.
 
         Returns:
-            (B, P) Alignment of each clip of `rows` with each prompt of `others` where it is known, else NaN; and
-            (B, P) bool, whether the prompt is the clip's own.
+            (B, P) Alignment of each clip of `rows` with each prompt where it is known, else NaN; and (B, P) bool,
+            whether the prompt is the clip's own. The prompts are those of `others`, then those without a clip.
         """
-        own = [[self.prompts[clip] == self.prompts[other] for other in others] for clip in rows]
-        known = torch.full((len(rows), len(others)), torch.nan)
-        for i, clip in enumerate(rows):
-            for j, other in enumerate(others):
-                asks, shows = self.content[other][0], self.content[clip][1]
-                if asks and shows:
-                    known[i, j] = graded_alignment(asks, shows)
-        return known.to(device), torch.tensor(own, device=device)
+        count = len(self.keys)
+        places = [*others, *range(count, count + len(self.others))]
+        own = torch.zeros(len(rows), len(places), dtype=torch.bool)
+        own[:, : len(others)] = torch.tensor([[self.prompts[r] == self.prompts[o] for o in others] for r in rows])
+        return _graded(self._asks[places], self._shows[rows]).to(device), own.to(device)
+
+
+def _coded(content: list[dict[str, str]], numbers: dict[str, int]) -> Tensor:
+    """(N, aspects) int64: the number of each aspect's value, a new one if it has none yet; -1 where there is none."""
+    rows = [
+        [numbers.setdefault(each[aspect], len(numbers)) if aspect in each else -1 for aspect in ASPECT_OF_PROMPT]
+        for each in content
+    ]
+    return torch.tensor(rows, dtype=torch.int64).reshape(len(content), len(ASPECT_OF_PROMPT))
+
+
+def _graded(asks: Tensor, shows: Tensor) -> Tensor:
+    """`graded_alignment` of every clip with every prompt, (B, P), NaN where nothing is known of one of them."""
+    weights = torch.tensor(list(ASPECT_OF_PROMPT.values()))
+    asked = (asks >= 0) * weights
+    met = ((asks.unsqueeze(0) == shows.unsqueeze(1)) * asked).sum(-1)
+    graded = MOS_MIN + (MOS_MAX - MOS_MIN) * met / asked.sum(-1)  # 0 / 0 where a prompt's content is not known
+    return torch.where((shows >= 0).any(1, keepdim=True), graded, torch.nan)
 
 
 def _known_content(path: Path, table: pd.DataFrame) -> list[tuple[dict[str, str], dict[str, str]]]:

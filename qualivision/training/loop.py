@@ -32,6 +32,7 @@ from qualivision.training.losses import (
     regression_loss,
     scale_aware_loss,
 )
+from qualivision.training.measuring import measure_after, measure_before
 from qualivision.training.optimizer import make_optimizer, make_schedule
 from qualivision.training.sharding import part_like, shard, whole
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from qualivision.models.quality import QualityModel
+    from qualivision.models.quality import QualityModel, Seen
     from qualivision.progress import Advance
     from qualivision.settings import TrainSettings
     from qualivision.training.data import Batch, ClipSet
@@ -64,6 +65,8 @@ class Trained:
     """its validation score: VQualA (mean of SROCC and PLCC), mean over the five dimensions"""
     history: list[Metrics]
     loss_weights: dict[str, float]
+    forests: list[tuple[int, int]]
+    """trees, and the most nodes of one, of each forest among the tensors"""
 
 
 @dataclass
@@ -106,29 +109,45 @@ class Objective(nn.Module):
             of the step take them.
         """
         text = self.model.embed(batch.prompts, batch.text)
-        seen = self.model.see(batch.activations)
-        predicted = self.model.judge(seen, text).mos.float()
-        every = Clips(_of_all(predicted), _of_all(batch.mos))
-        ranked = Clips(*(torch.cat(parts) for parts in zip(*window, every, strict=True)))
-        alignment = DIMENSIONS.index("Alignment")
-        texts = _of_all(text)
-        pairs = self.model.alignment_of_all_pairs(seen, texts).float()
-        terms = {
-            "regression": regression_loss(every.predicted, every.mos),
-            "ranking": ranking_loss(ranked.predicted, ranked.mos),
-            "scale": scale_aware_loss(every.predicted, every.mos),
-            "correlation": correlation_loss(ranked.predicted, ranked.mos),
-            "alignment": alignment_loss(pairs, batch.mos[:, alignment], batch.known, batch.own) * _share(~batch.own),
-        }
-        if seen.auxiliary:
-            own = torch.stack([_of_all(seen.auxiliary[name]) for name in seen.auxiliary], 1).float()
-            rated = every.mos[:, [DIMENSIONS.index(name) for name in seen.auxiliary]]
-            terms["auxiliary"] = regression_loss(own, rated) + correlation_loss(own, rated)
-        return terms, Clips(every.predicted.detach(), every.mos)
+        every_text = torch.cat((_of_all(text), batch.others))
+        known = self.model.known(batch.activations, every_text)
+        own_known = self.model.known(batch.activations, text).diagonal()
+        mos = _of_all(batch.mos)
+        judged = []
+        terms: dict[str, Tensor] = {}
+        for place, judge in enumerate(self.model.judges):
+            seen = judge.see(batch.activations)
+            aspects, weights = judge.judge(seen, text, own_known)
+            predicted = torch.cat((aspects, judge.head.overall(aspects, weights).unsqueeze(1)), 1).float()
+            every = Clips(_of_all(predicted), mos)
+            earlier = [Clips(clips.predicted[place], clips.mos) for clips in window]
+            pairs = judge.alignment_of_all_pairs(seen, every_text, known).float()
+            for name, value in _terms(every, earlier, seen, pairs, batch).items():
+                terms[name] = terms.get(name, torch.zeros(())) + value / len(self.model.judges)
+            judged.append(every.predicted.detach())
+        return terms, Clips(torch.stack(judged), mos)
+
+
+def _terms(every: Clips, earlier: list[Clips], seen: Seen, pairs: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Each term of one judge, whose `every.predicted` is (N, 5)."""
+    ranked = Clips(*(torch.cat(parts) for parts in zip(*earlier, every, strict=True)))
+    rated = batch.mos[:, DIMENSIONS.index("Alignment")]
+    terms = {
+        "regression": regression_loss(every.predicted, every.mos),
+        "ranking": ranking_loss(ranked.predicted, ranked.mos),
+        "scale": scale_aware_loss(every.predicted, every.mos),
+        "correlation": correlation_loss(ranked.predicted, ranked.mos),
+        "alignment": alignment_loss(pairs, rated, batch.known, batch.own) * _share(~batch.own),
+    }
+    if seen.auxiliary:
+        own = torch.stack([_of_all(seen.auxiliary[name]) for name in seen.auxiliary], 1).float()
+        target = every.mos[:, [DIMENSIONS.index(name) for name in seen.auxiliary]]
+        terms["auxiliary"] = regression_loss(own, target) + correlation_loss(own, target)
+    return terms
 
 
 class Clips(NamedTuple):
-    """Predictions (N, 5) and ratings (N, 5) of some clips, MOS."""
+    """Predictions of each judge, (judges, N, 5), and ratings (N, 5) of some clips, MOS."""
 
     predicted: Tensor
     mos: Tensor
@@ -241,7 +260,7 @@ class Trainer:
         for split, clips, least in (("train", self.train_set, 2), ("val", self.val_set, 3)):
             _check(clips, split, least)
         if not (resume and self._restore()):
-            self.model.encoder.fit(self.train_set.activations(row) for row in range(len(self.train_set)))
+            measure_before(self.model, self.train_set)
             load_trained(self.averaged, trained_tensors(self.model), self.state_folder)
         progress, settings = self.progress, self.settings
         while not progress.finished:
@@ -263,7 +282,12 @@ class Trainer:
             progress.finished = stalled or progress.epoch >= settings.epochs
             self._save()
         return Trained(
-            self.best, progress.best_epoch, progress.best_score, progress.history, dict(self.weights.current)
+            self._measured(),
+            progress.best_epoch,
+            progress.best_score,
+            progress.history,
+            dict(self.weights.current),
+            [forest.size for forest in self.averaged.forests],
         )
 
     def _shard(self) -> None:
@@ -274,6 +298,13 @@ class Trainer:
                 "set train.processes, or train.sharded to false"
             )
         shard(self.objective, self.model.encoder, self.accelerator.device)
+
+    def _measured(self) -> dict[str, Tensor]:
+        """The best epoch's tensors, with what is measured on it."""
+        load_trained(self.averaged, self.best, self.state_folder)
+        if self.accelerator.is_main_process:
+            measure_after(self.averaged, self.train_set, self.val_set, self.settings.seed)
+        return trained_tensors(self.averaged)
 
     @property
     def _clips_per_batch(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from qualivision.settings import TrainSettings
 
 
-PARTS = {"text": "text.", "video": "encoder.backbone.", "head": ""}
-"""The parts of a model that `train.rates` speaks of, by how their parameters' names begin; the first that fits."""
+PARTS = {"text": "^text\\.", "video": "\\.encoder\\.backbone\\.", "head": ""}
+"""The parts of a model that `train.rates` speaks of, by a pattern of their parameters' names; the first that fits."""
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
@@ -22,7 +23,7 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Ada
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = next(part for part, prefix in PARTS.items() if name.startswith(prefix))
+            part = next(part for part, pattern in PARTS.items() if re.search(pattern, name))
             groups.setdefault((part, parameter.ndim >= 2), []).append(parameter)
     return torch.optim.AdamW(
         [
