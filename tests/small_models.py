@@ -20,8 +20,10 @@ import torch
 from qualivision import tracking
 from qualivision.frames import clip_name, stem_cache
 from qualivision.labels import DIMENSIONS, MOS_COLUMNS, labels_path, videos_dir
+from qualivision.models.bridge import CLASSES, class_phrases
 from qualivision.models.factory import base_hash, build_model
-from qualivision.models.lite_stem import EVERY, IMAGE_CHANNELS, LAYOUT_CHANNELS, LAYOUT_GRID, LAYOUT_TIMES, LiteStem
+from qualivision.models.fovea import SUBJECT_CHANNELS
+from qualivision.models.lite_stem import EVERY, IMAGE_CHANNELS, TOP_CHANNELS, LiteStem
 from qualivision.models.statistics import STATISTICS
 from qualivision.prompts import MINILM
 from qualivision.settings import FrameSpec, LossSettings, NetworkSettings, TextSettings, TrainSettings
@@ -50,10 +52,6 @@ def network(fusion: str = "quality-aware", *, dropout: float = 0.0) -> NetworkSe
     return NetworkSettings.model_validate({"width": 16, "fusion": fusion, "dropout": dropout})
 
 
-FIELDS = LAYOUT_TIMES * LAYOUT_GRID**2
-"""Fields of a clip's layout."""
-
-
 def small_model(fusion: str = "quality-aware", *, dropout: float = 0.0, stem: LiteStem | None = None) -> QualityModel:
     torch.manual_seed(0)
     return build_model("lite", network(fusion, dropout=dropout), TEXT_WIDTH, stem=stem)
@@ -63,7 +61,9 @@ def made_up_activations(clips: int, *, frames: int = 4, seed: int = 0) -> Activa
     random = torch.Generator().manual_seed(seed)
     return {
         "image": torch.randn(clips, -(-frames // EVERY), IMAGE_CHANNELS, generator=random).half(),
-        "layout": torch.randn(clips, FIELDS, LAYOUT_CHANNELS, generator=random).half(),
+        "fovea": torch.randn(clips, TOP_CHANNELS, generator=random).half(),
+        "subject": torch.randn(clips, SUBJECT_CHANNELS, generator=random),
+        "classes": torch.randn(clips, CLASSES, generator=random).softmax(-1),
         "statistics": torch.randn(clips, frames, STATISTICS, generator=random),
     }
 
@@ -111,7 +111,8 @@ def write_data_set(root: Path, *, train: int = 40, val: int = 12, spoil: str | N
     random = np.random.default_rng(0)
     stems, wanted = stem_cache(root / "stems", "lite"), {}
     prompts = [f"prompt {number}" for number in range(8)]
-    embeddings = dict(zip(prompts, made_up_text(len(prompts)).numpy(), strict=True))
+    phrases = [*prompts, *class_phrases()]
+    embeddings = dict(zip(phrases, made_up_text(len(phrases)).numpy(), strict=True))
     for split, count in (("train", train), ("val", val), ("test", val)):
         names = [f"{'ABC'[number % 3]}_{split}{number:02d}.mp4" for number in range(count)]
         quality = random.uniform(0, 1, (count, len(MOS_COLUMNS)))
@@ -124,9 +125,14 @@ def write_data_set(root: Path, *, train: int = 40, val: int = 12, spoil: str | N
             if name == spoil:
                 statistics[1, 0] = np.nan
             wanted[clip_name(split, name)] = key = f"{split}-{name}"
-            layout = random.normal(0, 1, (FIELDS, LAYOUT_CHANNELS))
-            arrays = {"image": image.astype(np.float16), "layout": layout.astype(np.float16)}
-            stems.write(key, arrays | {"statistics": statistics.astype(np.float32)})
+            arrays = {
+                "image": image.astype(np.float16),
+                "fovea": random.normal(0, 1, TOP_CHANNELS).astype(np.float16),
+                "subject": random.normal(0, 1, SUBJECT_CHANNELS).astype(np.float32),
+                "classes": random.dirichlet(np.full(CLASSES, 0.1)).astype(np.float32),
+                "statistics": statistics.astype(np.float32),
+            }
+            stems.write(key, arrays)
         asked = [prompts[number % len(prompts)] for number in range(count)]
         table = pd.DataFrame({"video_name": names, "Prompt": asked})
         table[list(MOS_COLUMNS)] = np.round(1 + 4 * quality, 2)

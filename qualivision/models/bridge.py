@@ -54,7 +54,7 @@ class Bridge(nn.Module):
 
         Args:
             names: (1000, Dt).
-            classes: (N, 2, 1000) of the training clips.
+            classes: (N, 1000) of the training clips.
             text: (N, Dt) of their prompts.
         """
         self.centre.copy_(names.mean(0))
@@ -67,12 +67,12 @@ class Bridge(nn.Module):
         """How well every clip fits every prompt.
 
         Args:
-            classes: (B, 2, 1000), probabilities by what the whole frames show, and their subject.
+            classes: (B, 1000), probabilities.
             text: (P, Dt).
         Returns:
             (B, P), of mean 0 and deviation 1 over the training pairs.
         """
         near = functional.normalize(text.float() - self.centre, dim=-1) @ self.names.float().T
         chosen = (near / TEMPERATURE).softmax(-1)
-        seen = (classes.float().mean(1) @ chosen.T + _LEAST).log()
+        seen = (classes.float() @ chosen.T + _LEAST).log()
         return (seen - self.level[0]) / self.level[1]

@@ -69,9 +69,9 @@ class LiteStem(nn.Module):
         Args:
             frames: (B, 3, T, H, W) float in [0, 1].
         Returns:
-            `image` (B, T / 4, 1664) and `fovea` (B, 1280; the subject from near) float16; `classes` (B, 2, 1000; the
-            probability of each class of ImageNet, of the frames and of the crops), `subject` (B, SUBJECT_CHANNELS) and
-            `statistics` (B, T, STATISTICS) float32.
+            `image` (B, T / 4, 1664) and `fovea` (B, 1280; the subject from near) float16; `classes` (B, 1000; the mean
+            probability of each class of ImageNet), `subject` (B, SUBJECT_CHANNELS) and `statistics`
+            (B, T, STATISTICS) float32.
         """
         statistics, moving = frame_statistics(frames)
         found = [self._look(clip, track(where)) for clip, where in zip(frames, moving, strict=True)]
@@ -81,11 +81,11 @@ class LiteStem(nn.Module):
         """One clip, (3, T, H, W), and the track of its subject, (T, 3)."""
         near = crops(clip, followed)
         pooled, top, classes = self._features(clip[:, ::EVERY].transpose(0, 1))
-        _, top_near, classes_near = self._features(near)
+        _, top_near, _ = self._features(near)
         return {
             "image": torch.cat((top, pooled), 1).half(),
             "fovea": top_near.mean(0).half(),
-            "classes": torch.stack((classes.mean(0), classes_near.mean(0))),
+            "classes": classes.mean(0),
             "subject": describe(near, followed),
         }
 
