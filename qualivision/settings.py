@@ -101,7 +101,8 @@ class RateSettings(Section):
 
     text: float = Field(default=1.0, gt=0.0, description="the sentence encoder, if it is trained")
     video: float = Field(default=1.0, gt=0.0, description="published layers of the video encoder")
-    head: float = Field(default=1.0, gt=0.0, description="everything that starts afresh")
+    match: float = Field(default=1.0, gt=0.0, description="what holds clips against prompts")
+    head: float = Field(default=1.0, gt=0.0, description="everything else that starts afresh")
 
 
 class LossSettings(Section):

@@ -15,14 +15,14 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from torch import Tensor
 
-CROPS = 4
+CROPS = 8
 """So many times are looked at, evenly over the clip."""
 CROP_SIDE = 128
 """Pixels of a crop, which shows half the frame's width and height."""
 TRACK = 16
 """The subject is followed at so many times."""
 _HUES = 16
-SUBJECT_CHANNELS = 3 * (_HUES + 2) + 3 + 3 * TRACK
+SUBJECT_CHANNELS = 4 * (_HUES + 2) + 3 + 3 * TRACK
 _SHARPNESS = 4
 """Power of the map of what moves, before its centre is taken: what hardly moves must not drag it to the middle."""
 _COLOUR_SIDE = 40
@@ -66,7 +66,7 @@ def crops(frames: Tensor, followed: Tensor) -> Tensor:
 
 
 def describe(shown: Tensor, followed: Tensor) -> Tensor:
-    """What colours the subject and what is around it have, and its way: (SUBJECT_CHANNELS,).
+    """What colours the subject has, how they change, those around it, and its way: (SUBJECT_CHANNELS,).
 
     Args:
         shown: the crops, (CROPS, 3, CROP_SIDE, CROP_SIDE).
@@ -77,9 +77,10 @@ def describe(shown: Tensor, followed: Tensor) -> Tensor:
     far = place.view(-1, 1) ** 2 + place.view(1, -1) ** 2
     inner, outer = torch.exp(-far / (2 * 0.3**2)), (far > 0.9).float()
     centre, around = _hues(small, inner / inner.sum()), _hues(small, outer / outer.sum())
+    restless = (centre[1:] - centre[:-1]).abs().mean(0)
     middle = small[:, :, 14:26, 14:26].mean((2, 3)).median(0).values
     way = functional.adaptive_avg_pool1d(followed.T.unsqueeze(0), TRACK).flatten()
-    return torch.cat((centre.mean(0), centre.median(0).values, around.mean(0), middle, way))
+    return torch.cat((centre.mean(0), centre.median(0).values, restless, around.mean(0), middle, way))
 
 
 def _hues(pictures: Tensor, weights: Tensor) -> Tensor:

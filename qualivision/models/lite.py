@@ -13,7 +13,14 @@ import torch
 from torch import nn
 
 from qualivision.models.fovea import SUBJECT_CHANNELS
-from qualivision.models.lite_stem import IMAGE_CHANNELS, TOP_CHANNELS
+from qualivision.models.lite_stem import (
+    FOVEA_CHANNELS,
+    IMAGE_CHANNELS,
+    LAYOUT_CHANNELS,
+    LAYOUT_GRID,
+    LAYOUT_TIMES,
+    TOP_CHANNELS,
+)
 from qualivision.models.quality import Encoder, Seen
 from qualivision.models.statistics import STATISTICS
 
@@ -101,16 +108,19 @@ class LiteEncoder(Encoder):
 
     def __init__(self, width: int, dropout: float, stem: LiteStem | None) -> None:
         super().__init__()
-        self.content_width = 2 * TOP_CHANNELS + SUBJECT_CHANNELS + SUMMARIES * STATISTICS
+        self.content_width = TOP_CHANNELS + FOVEA_CHANNELS + SUBJECT_CHANNELS + SUMMARIES * STATISTICS
         self.frozen = stem
         self.image_norm = Standardise(IMAGE_CHANNELS)
-        self.fovea_norm = Standardise(TOP_CHANNELS)
+        self.layout_norm = Standardise(LAYOUT_CHANNELS)
+        self.fovea_norm = Standardise(FOVEA_CHANNELS)
         self.subject_norm = Standardise(SUBJECT_CHANNELS)
         self.statistics_norm = Standardise(STATISTICS)
         self.image_dropout = nn.Dropout1d(dropout)
         self.image = nn.Linear(IMAGE_CHANNELS, width)
         self.statistics = nn.Linear(STATISTICS, width)
-        self.fovea = nn.Sequential(nn.Dropout(dropout), nn.Linear(TOP_CHANNELS + SUBJECT_CHANNELS, width))
+        self.fovea = nn.Sequential(nn.Dropout(dropout), nn.Linear(FOVEA_CHANNELS + SUBJECT_CHANNELS, width))
+        self.layout = nn.Sequential(nn.Dropout(dropout), nn.Linear(LAYOUT_CHANNELS, width))
+        self.where = nn.Parameter(torch.randn(LAYOUT_TIMES * LAYOUT_GRID**2, width) * 0.02)
         self.temporal = nn.ModuleList(_TemporalBlock(width, dropout) for _ in range(2))
         self.summary = Piecewise(SUMMARIES * STATISTICS, _RANGES)
         self.clip = nn.Sequential(
@@ -122,6 +132,7 @@ class LiteEncoder(Encoder):
         """Measure the standardisation on the training clips' activations (each without a batch axis)."""
         norms = {
             "image": self.image_norm,
+            "layout": self.layout_norm,
             "fovea": self.fovea_norm,
             "subject": self.subject_norm,
             "statistics": self.statistics_norm,
@@ -144,7 +155,7 @@ class LiteEncoder(Encoder):
         return activations
 
     def see(self, activations: Activations) -> Seen:
-        """The trained part: T / 4 + 2 tokens of a clip, and its content."""
+        """The trained part: T / 4 + 38 tokens of a clip, and its content."""
         image = self.image_norm(activations["image"])
         statistics = self.statistics_norm(activations["statistics"])
         near = torch.cat((self.fovea_norm(activations["fovea"]), self.subject_norm(activations["subject"])), 1)
@@ -154,7 +165,8 @@ class LiteEncoder(Encoder):
         # A channel is dropped for the whole clip: its neighbours in time would give it away.
         frames = self.image(self.image_dropout(image.transpose(1, 2)).transpose(1, 2)) + _every_four(series)
         clip = self.clip(self.summary(_summary(activations["statistics"])))
-        tokens = self.norm(torch.cat((frames, self.fovea(near).unsqueeze(1), clip.unsqueeze(1)), 1))
+        layout = self.layout(self.layout_norm(activations["layout"])) + self.where
+        tokens = self.norm(torch.cat((frames, layout, self.fovea(near).unsqueeze(1), clip.unsqueeze(1)), 1))
         # Of the frames only the first 1280: the earlier maps say how a picture is made, and not what it shows.
         content = torch.cat((image.mean(1)[:, :TOP_CHANNELS], near, _summary(statistics)), 1)
         return Seen(tokens, content, {})
@@ -164,7 +176,10 @@ class LiteEncoder(Encoder):
         statistics = activations["statistics"].float()
         levels = torch.quantile(statistics, statistics.new_tensor((0.1, 0.5, 0.9)), dim=1).transpose(0, 1).flatten(1)
         in_time = torch.cat((_summary(statistics), levels), 1)
-        return torch.cat((in_time, activations["subject"], activations["image"].float().mean(1)), 1), in_time
+        near = torch.cat((activations["subject"], activations["fovea"][:, TOP_CHANNELS:].float()), 1)
+        layout = activations["layout"].float()
+        still = torch.cat((activations["image"].float().mean(1), layout.mean(1), layout.amax(1)), 1)
+        return torch.cat((in_time, near, still), 1), torch.cat((in_time, near), 1)
 
 
 def _every_four(series: Tensor) -> Tensor:

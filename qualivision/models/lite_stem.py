@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from qualivision.models.fovea import crops, describe, track
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 TOP_CHANNELS = 1280
 IMAGE_CHANNELS = TOP_CHANNELS + 2 * (16 + 24 + 40 + 112)
 """The network's own features, and mean and deviation of four of its earlier, finer maps."""
+LAYOUT_CHANNELS = 112
+LAYOUT_GRID = 3
+"""The last map that still says where things are (block 4) is kept for fields of a grid of so many by so many."""
+LAYOUT_TIMES = 4
+"""... as the mean over so many stretches of the clip."""
+FOVEA_CHANNELS = 2 * TOP_CHANNELS
 _TAPS = (0, 1, 2, 4)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -69,9 +76,9 @@ class LiteStem(nn.Module):
         Args:
             frames: (B, 3, T, H, W) float in [0, 1].
         Returns:
-            `image` (B, T / 4, 1664) and `fovea` (B, 1280; the subject from near) float16; `classes` (B, 1000; the mean
-            probability of each class of ImageNet), `subject` (B, SUBJECT_CHANNELS) and `statistics`
-            (B, T, STATISTICS) float32.
+            `image` (B, T / 4, 1664), `layout` (B, 36, 112; four stretches of nine fields) and `fovea` (B, 2560; the
+            subject from near, and how that changes) float16; `classes` (B, 1000; the mean probability of each class of
+            ImageNet), `subject` (B, SUBJECT_CHANNELS) and `statistics` (B, T, STATISTICS) float32.
         """
         statistics, moving = frame_statistics(frames)
         found = [self._look(clip, track(where)) for clip, where in zip(frames, moving, strict=True)]
@@ -80,23 +87,31 @@ class LiteStem(nn.Module):
     def _look(self, clip: Tensor, followed: Tensor) -> Activations:
         """One clip, (3, T, H, W), and the track of its subject, (T, 3)."""
         near = crops(clip, followed)
-        pooled, top, classes = self._features(clip[:, ::EVERY].transpose(0, 1))
-        _, top_near, _ = self._features(near)
+        pooled, top, classes, grid = self._features(clip[:, ::EVERY].transpose(0, 1))
+        _, top_near, _, _ = self._features(near)
+        stretches = functional.adaptive_avg_pool1d(grid.flatten(1).T.unsqueeze(0), LAYOUT_TIMES)[0].T
+        layout = stretches.reshape(LAYOUT_TIMES, LAYOUT_CHANNELS, -1).transpose(1, 2).flatten(0, 1)
         return {
             "image": torch.cat((top, pooled), 1).half(),
-            "fovea": top_near.mean(0).half(),
+            "fovea": torch.cat((top_near.mean(0), (top_near[1:] - top_near[:-1]).abs().mean(0))).half(),
+            "layout": layout.half(),
             "classes": classes.mean(0),
             "subject": describe(near, followed),
         }
 
-    def _features(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the network sees in (N, 3, H, W) pictures: its finer maps, its 1280 features, and its classes."""
+    def _features(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the network sees in (N, 3, H, W) pictures.
+
+        Returns:
+            Mean and deviation of its finer maps, (N, 384); its own features, (N, 1280); its classes, (N, 1000); and the
+            layout, (N, 112, 3, 3).
+        """
         pictures = ((pictures - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         parts = [self._run(part) for part in pictures.split(_FRAMES_AT_ONCE)]
-        pooled, top, classes = (torch.cat(part) for part in zip(*parts, strict=True))
-        return pooled, top, classes
+        pooled, top, classes, grid = (torch.cat(part) for part in zip(*parts, strict=True))
+        return pooled, top, classes, grid
 
-    def _run(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _run(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         network: Any = self.network
         maps = network.bn1(network.conv_stem(pictures))
         pooled = []
@@ -105,8 +120,10 @@ class LiteStem(nn.Module):
             if place in _TAPS:
                 variance, mean = torch.var_mean(maps, (2, 3))
                 pooled += [mean, variance.sqrt()]
+            if place == _TAPS[-1]:
+                grid = functional.adaptive_avg_pool2d(maps, LAYOUT_GRID)
         top = network.bn2(network.conv_head(maps)).mean((2, 3))
-        return torch.cat(pooled, 1), top, network.classifier(top).softmax(-1)
+        return torch.cat(pooled, 1), top, network.classifier(top).softmax(-1), grid
 
 
 def _fuse_normalisation(module: nn.Module) -> None:

@@ -39,12 +39,11 @@ if TYPE_CHECKING:
 ASPECTS = DIMENSIONS[:4]
 """What the fusion asks of a video. Overall is made of them."""
 ALIGNMENT = ASPECTS.index("Alignment")
+READ_ASPECTS = tuple(place for place in range(len(ASPECTS)) if place != ALIGNMENT)
 FOREST_ASPECTS = ([ASPECTS.index("Traditional"), ASPECTS.index("Aesthetic")], [ASPECTS.index("Temporal")])
 """What the forest on pictures and the one on what changes in time say something of."""
 BRIDGE_GAIN = 0.35
 """Logits of a deviation of what an image network knows about clip and prompt, beside what was learned."""
-ASPECT_CORRECTS_MATCH = 0.25
-"""How much of Alignment's own reading is added to the match: as a whole it learns prompts by heart."""
 
 
 def frames_to_input(frames: npt.NDArray[np.uint8]) -> Tensor:
@@ -145,8 +144,9 @@ class MosHead(nn.Module):
     a small network on all of them, which sees when one of them is much worse than the others. (A reading of
     its own from the tokens learned the training clips by heart, and ranked new ones worse.)
 
-    Alignment is read from its aspect and from how well clip and prompt match: learned from every clip with every
-    prompt, where hardly anything fits, asked for a clip with its own, where most does; hence the scale and the offset.
+    Alignment is read from how well clip and prompt match: learned from every clip with every prompt, where hardly
+    anything fits, asked for a clip with its own, where most does; hence the scale and the offset. (A reading of its
+    aspect learned the training prompts by heart and ranked clips of new ones by chance.)
 
     Args:
         width: channels D of an aspect vector.
@@ -163,7 +163,7 @@ class MosHead(nn.Module):
                 nn.GELU(),
                 nn.Linear(width // 2, 1),
             )
-            for _ in ASPECTS
+            for _ in READ_ASPECTS
         )
         self.correction = nn.Sequential(nn.Linear(len(ASPECTS), 16), nn.GELU(), nn.Linear(16, 1))
         self.own_scale = nn.Parameter(torch.ones(1))
@@ -171,9 +171,10 @@ class MosHead(nn.Module):
 
     def forward(self, fused: Fused, match: Tensor) -> Tensor:
         """(B, 4) MOS of the aspects, from what a fusion gives and the logits (B,) of the match."""
-        each = [readout(fused.aspects[:, place])[:, 0] for place, readout in enumerate(self.readouts)]
-        each[ALIGNMENT] = each[ALIGNMENT] * ASPECT_CORRECTS_MATCH + match * self.own_scale + self.own_offset
-        return bounded(torch.stack(each, 1))
+        read = zip(READ_ASPECTS, self.readouts, strict=True)
+        each = {place: readout(fused.aspects[:, place])[:, 0] for place, readout in read}
+        each[ALIGNMENT] = match * self.own_scale + self.own_offset
+        return bounded(torch.stack([each[place] for place in range(len(ASPECTS))], 1))
 
     def overall(self, parts: Tensor, weights: Tensor) -> Tensor:
         """(B,) MOS of the whole, from (B, 4) MOS of the aspects and (B, 4) weights of the prompt."""
@@ -211,18 +212,22 @@ class Judge(nn.Module):
         seen: Seen = self.encoder.see(activations)
         return seen
 
-    def judge(self, seen: Seen, text: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    def judge(self, seen: Seen, text: Tensor, known: Tensor, taught: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Score what was seen of clips against (B, Dt) prompt embeddings, row by row.
 
         Args:
             seen: of the clips.
             text: of their prompts.
             known: (B,), what the bridge adds to the match.
+            taught: (B,) bool, for training: rows whose match learns from what is known to fit, and not from ratings.
         Returns:
             (B, 4) MOS of the aspects, and their weights (B, 4) in Overall.
         """
         fused: Fused = self.fusion(seen.tokens, text)
-        return self.head(fused, self.match(seen.content, text) + known), fused.weights
+        match = self.match(seen.content, text)
+        if taught is not None:
+            match = torch.where(taught, match.detach(), match)
+        return self.head(fused, match + known), fused.weights
 
     def alignment_of_all_pairs(self, seen: Seen, text: Tensor, known: Tensor) -> Tensor:
         """How well every clip fits every prompt, text (P, Dt) and known (B, P) to (B, P) MOS, without the own scale."""

@@ -56,7 +56,7 @@ KINDS: Final[Mapping[str, str]] = {
 _CURVES: Final[Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
     "blur": ((0.08, 0.3, 0.5, 0.7, 0.85), (0.0, 0.9, 1.9, 3.0, 3.8)),
     "low_resolution": ((0.08, 0.3, 0.5, 0.7, 0.85), (0.0, 0.9, 1.9, 3.0, 3.8)),
-    "smooth": ((0.05, 0.2, 0.36, 0.52, 0.68), (0.0, 0.8, 1.8, 2.8, 3.6)),
+    "smooth": ((0.05, 0.2, 0.36, 0.52, 0.68), (0.0, 0.5, 1.2, 1.9, 2.6)),
     "noise": ((2.0, 8.0, 18.0, 32.0, 48.0), (0.0, 0.8, 1.9, 3.0, 3.8)),
     "blocking": ((0.005, 0.06, 0.18, 0.35, 0.55), (0.0, 0.8, 1.9, 2.9, 3.7)),
     "compression": ((0.04, 0.15, 0.3, 0.5, 0.7), (0.0, 0.9, 1.9, 3.0, 3.8)),
@@ -68,11 +68,11 @@ _CURVES: Final[Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
     "wobble": ((0.3, 1.5, 3.2, 5.5, 8.0), (0.0, 0.9, 2.0, 3.1, 3.7)),
     "flicker": ((1.0, 6.0, 14.0, 26.0, 40.0), (0.0, 0.9, 2.0, 3.1, 3.8)),
     "melting": ((1.5, 6.0, 13.0, 20.0, 28.0), (0.0, 0.7, 1.5, 2.3, 3.0)),
-    "morph": ((0.5, 3.0, 7.0, 12.0, 18.0), (0.0, 0.8, 1.8, 2.7, 3.4)),
+    "morph": ((0.5, 3.0, 7.0, 12.0, 18.0), (0.0, 0.5, 1.1, 1.7, 2.2)),
     "shuffle": ((0.2, 0.8, 1.8, 3.0, 4.5), (0.0, 1.0, 2.1, 3.1, 3.8)),
     "jump": ((0.3, 1.0, 2.2, 3.6, 5.5), (0.0, 0.9, 2.0, 3.0, 3.7)),
     "washed_out": ((0.05, 0.25, 0.45, 0.65, 0.8), (0.0, 0.9, 1.9, 3.0, 3.7)),
-    "palette_clash": ((4.0, 16.0, 34.0, 52.0, 72.0), (0.0, 0.9, 1.9, 2.9, 3.6)),
+    "palette_clash": ((4.0, 18.0, 40.0, 62.0, 85.0), (0.0, 0.9, 1.9, 2.9, 3.6)),
     "clutter": ((0.01, 0.05, 0.12, 0.2, 0.3), (0.0, 0.9, 2.0, 3.0, 3.7)),
     "off_frame": ((0.03, 0.2, 0.4, 0.58, 0.75), (0.0, 0.8, 1.8, 2.8, 3.5)),
 }
@@ -157,8 +157,8 @@ def degrade(rng: np.random.Generator, shot: Shot, faults: Mapping[str, float]) -
         if kind in _ON_SCREEN:
             after = _ON_SCREEN[kind](rng, before, faults[kind])
             effect = _MEASURES[kind](_sampled(before), _sampled(after))
-        elif kind in _IN_TIME:
-            after, effect = _IN_TIME[kind](rng, before, faults[kind])
+        elif kind in _MEASURED_AS_DONE:
+            after, effect = _MEASURED_AS_DONE[kind](rng, before, faults[kind])
         elif kind == "compression":
             outcome = replace(outcome, look=replace(before, crf=round(30 + 21 * faults[kind])))
             continue
@@ -258,12 +258,14 @@ def _washed_out(rng: np.random.Generator, look: Look, severity: float) -> Look:
     return _repainted(look, paint)
 
 
-def _palette_clash(rng: np.random.Generator, look: Look, severity: float) -> Look:
+def _palette_clash(rng: np.random.Generator, look: Look, severity: float) -> tuple[Look, float]:
     # Only the scene: the subject keeps the colour that the prompt asks for.
     dark, light = _CLASHES[int(rng.integers(len(_CLASHES)))]
     garish = ImageOps.colorize(ImageOps.autocontrast(look.shot.canvas.convert("L"), cutoff=2), dark, light)
-    canvas = Image.blend(look.shot.canvas, garish, 0.08 + 0.87 * severity)
-    return replace(look, shot=look.shot.dressed(canvas, look.shot.sprite))
+    share = 0.08 + 0.87 * severity
+    canvas = Image.blend(look.shot.canvas, garish, share)
+    # How garish it is, and not how far from what it was: nobody has seen that.
+    return replace(look, shot=look.shot.dressed(canvas, look.shot.sprite)), share * _chroma(garish)
 
 
 def _clutter(rng: np.random.Generator, look: Look, severity: float) -> Look:
@@ -496,14 +498,10 @@ def _spread_lost(before: list[Image.Image], after: list[Image.Image]) -> float:
     return float(1 - np.mean(spread[1]) / max(1e-6, float(np.mean(spread[0]))))
 
 
-def _colour_changed(before: list[Image.Image], after: list[Image.Image]) -> float:
-    """Mean change of colour, whatever the brightness does: red against green and yellow against blue."""
-    changes = []
-    for pair in zip(before, after, strict=True):
-        was, is_ = (np.asarray(p, np.float32) for p in pair)
-        red, green, blue = np.moveaxis(is_ - was, -1, 0)
-        changes.append(np.hypot(red - green, 0.5 * (red + green) - blue).mean())
-    return float(np.mean(changes))
+def _chroma(picture: Image.Image) -> float:
+    """Mean distance from grey: red against green and yellow against blue, of 0 to 255 each."""
+    red, green, blue = np.moveaxis(np.asarray(picture, np.float32), -1, 0)
+    return float(np.hypot(red - green, 0.5 * (red + green) - blue).mean())
 
 
 def _area_changed(before: list[Image.Image], after: list[Image.Image]) -> float:
@@ -525,10 +523,10 @@ _ON_SCREEN: Final[Mapping[str, Callable[[np.random.Generator, Look, float], Look
     "underexposure": _underexposure,
     "overexposure": _overexposure,
     "washed_out": _washed_out,
-    "palette_clash": _palette_clash,
     "clutter": _clutter,
 }
-_IN_TIME: Final[Mapping[str, Callable[[np.random.Generator, Look, float], tuple[Look, float]]]] = {
+_MEASURED_AS_DONE: Final[Mapping[str, Callable[[np.random.Generator, Look, float], tuple[Look, float]]]] = {
+    "palette_clash": _palette_clash,
     "freeze": _freeze,
     "judder": _judder,
     "jitter": _jitter,
@@ -548,6 +546,5 @@ _MEASURES: Final[Mapping[str, Callable[[list[Image.Image], list[Image.Image]], f
     "underexposure": _light_lost,
     "overexposure": _light_added,
     "washed_out": _spread_lost,
-    "palette_clash": _colour_changed,
     "clutter": _area_changed,
 }

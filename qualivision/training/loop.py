@@ -112,12 +112,13 @@ class Objective(nn.Module):
         every_text = torch.cat((_of_all(text), batch.others))
         known = self.model.known(batch.activations, every_text)
         own_known = self.model.known(batch.activations, text).diagonal()
+        taught = (batch.known.isfinite() & batch.own).any(1)
         mos = _of_all(batch.mos)
         judged = []
         terms: dict[str, Tensor] = {}
         for place, judge in enumerate(self.model.judges):
             seen = judge.see(batch.activations)
-            aspects, weights = judge.judge(seen, text, own_known)
+            aspects, weights = judge.judge(seen, text, own_known, taught)
             predicted = torch.cat((aspects, judge.head.overall(aspects, weights).unsqueeze(1)), 1).float()
             every = Clips(_of_all(predicted), mos)
             earlier = [Clips(clips.predicted[place], clips.mos) for clips in window]

@@ -86,7 +86,7 @@ def alignment_loss(predicted: Tensor, rated: Tensor, known: Tensor, own: Tensor)
         predicted: (B, P) Alignment of every clip with every prompt, MOS units.
         rated: (B,) rated Alignment with its own prompt, MOS units.
         known: (B, P) Alignment with every prompt where known, else NaN.
-        own: (B, P) bool, True where the prompt is the clip's own (that is the other terms' business).
+        own: (B, P) bool, True where the prompt is the clip's own: counted only where it is known how well it fits.
     Returns:
         Mean over the pairs; 0 where every prompt is every clip's own.
     Raises:
@@ -95,14 +95,15 @@ def alignment_loss(predicted: Tensor, rated: Tensor, known: Tensor, own: Tensor)
     if not (predicted.ndim == 2 and predicted.shape == known.shape == own.shape and rated.shape == predicted.shape[:1]):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (predicted, rated, known, own))
         raise ShapeError(f"wanted (B, P), (B,), (B, P) and (B, P) tensors, got {shapes}")
-    is_known = ~known.isnan() & ~own
+    is_known = ~known.isnan()
+    counts = is_known | ~own
     target = known.nan_to_num()  # a NaN that is masked later would still make its gradient NaN
     graded = (predicted - target) ** 2 * torch.where(target > FITTING, FITTING_WEIGHT, 1.0)
     fits_own = (predicted * own).sum(1, keepdim=True) / own.sum(1, keepdim=True).clamp(min=1)
     margin = OTHER_PROMPT_MARGIN * (rated.unsqueeze(1) - 1)
     contrast = functional.relu(predicted - fits_own + margin)
-    loss = torch.where(is_known, graded, contrast) * ~own
-    return loss.sum() / (~own).sum().clamp(min=1)
+    loss = torch.where(is_known, graded, contrast) * counts
+    return loss.sum() / counts.sum().clamp(min=1)
 
 
 def _check_shapes(predicted: Tensor, target: Tensor) -> None:
