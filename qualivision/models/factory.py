@@ -16,6 +16,7 @@ import torch
 from qualivision.cache import file_hash, make_key
 from qualivision.models import dover, lite_stem, statistics, vjepa2, vjepa2_stem
 from qualivision.models.dover import DoverEncoder
+from qualivision.models.familiarity import Familiarity
 from qualivision.models.fusion import ConcatenationFusion, Match, QualityAwareFusion
 from qualivision.models.lite import LiteEncoder
 from qualivision.models.lite_stem import LiteStem
@@ -210,5 +211,6 @@ def build_model(
         _FUSIONS[network.fusion](network.width, text_width, network.dropout),
         Match(encoder.content_width, text_width, network.dropout),
         MosHead(network.width, network.dropout),
+        Familiarity(encoder.familiar_by),
         text,
     )

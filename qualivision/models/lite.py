@@ -115,6 +115,12 @@ class LiteEncoder(Encoder):
         )
         self.norm = nn.LayerNorm(width)
 
+    @property
+    def familiar_by(self) -> tuple[slice, ...]:
+        """How a picture is made, and how it moves. The network's own features are left out: they follow the subject."""
+        layout = slice(TOP_CHANNELS, TOP_CHANNELS + 2 * LAYOUT_CHANNELS)
+        return (layout, slice(layout.stop, self.content_width))
+
     def fit(self, clips: Iterable[Activations]) -> None:
         """Measure the standardisation on the training clips' activations (each without a batch axis)."""
         norms = {"image": self.image_norm, "layout": self.layout_norm, "statistics": self.statistics_norm}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from qualivision.models.familiarity import Familiarity
     from qualivision.models.fusion import Match
 
     Activations = dict[str, Tensor]
@@ -83,6 +84,8 @@ class Prediction:
     """(B, 4), in the order of `ASPECTS`: what share each has in Overall, from the prompt; rows sum to 1."""
     auxiliary: dict[str, Tensor]
     """By dimension, (B,) MOS: what the encoder's own heads say; see `Seen`."""
+    distance: Tensor
+    """(B,) from the training clips; up to 1 for clips of their kind, without an upper end. See `Familiarity`."""
 
 
 class Encoder(nn.Module, ABC):
@@ -90,6 +93,11 @@ class Encoder(nn.Module, ABC):
 
     content_width: int
     """Channels C of `Seen.content`."""
+
+    @property
+    def familiar_by(self) -> tuple[slice, ...]:
+        """Which channels of the content say whether a clip is like those of training, one slice a kind of feature."""
+        return (slice(0, self.content_width),)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -178,11 +186,18 @@ class QualityModel(nn.Module):
         fusion: a `Fusion` of the same width.
         match: a `fusion.Match` of the encoder's content and the text.
         head: the `MosHead`.
+        familiarity: the `Familiarity` of the encoder's content.
         text: the sentence encoder, if it is trained too (`text.TextTower`).
     """
 
     def __init__(
-        self, encoder: Encoder, fusion: Fusion, match: Match, head: MosHead, text: nn.Module | None = None
+        self,
+        encoder: Encoder,
+        fusion: Fusion,
+        match: Match,
+        head: MosHead,
+        familiarity: Familiarity,
+        text: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.text = text
@@ -190,6 +205,7 @@ class QualityModel(nn.Module):
         self.fusion = fusion
         self.match = match
         self.head = head
+        self.familiarity = familiarity
 
     def forward(self, frames: Tensor, text: Tensor) -> Prediction:
         """Score clips.
@@ -225,7 +241,8 @@ class QualityModel(nn.Module):
         """Score what was seen of clips against (B, Dt) prompt embeddings, row by row."""
         fused: Fused = self.fusion(seen.tokens, text)
         mos = self.head(fused, self.match(seen.content, text))
-        return Prediction(mos=mos, aspect_weights=fused.weights, auxiliary=seen.auxiliary)
+        distance = self.familiarity(seen.content)
+        return Prediction(mos=mos, aspect_weights=fused.weights, auxiliary=seen.auxiliary, distance=distance)
 
     def alignment_of_all_pairs(self, seen: Seen, text: Tensor) -> Tensor:
         """How well every clip fits every prompt, B clips and text (P, Dt) to (B, P) MOS, without the own scale."""

@@ -24,6 +24,7 @@ from qualivision.cache import write_atomically
 from qualivision.errors import QualiVisionError
 from qualivision.labels import DIMENSIONS
 from qualivision.training.checkpoint import load_trained, trained_tensors
+from qualivision.training.familiarity import fit_familiarity
 from qualivision.training.losses import (
     AdaptiveWeights,
     alignment_loss,
@@ -262,9 +263,11 @@ class Trainer:
             stalled = progress.epoch - max(progress.best_epoch, settings.epochs // 2) >= settings.patience
             progress.finished = stalled or progress.epoch >= settings.epochs
             self._save()
-        return Trained(
-            self.best, progress.best_epoch, progress.best_score, progress.history, dict(self.weights.current)
-        )
+        # In every process, for it is nobody's turn any more to wait for another.
+        load_trained(self.averaged, self.best, self.state_folder)
+        fit_familiarity(self.averaged, self.train_set, self.val_set, batch_size=settings.batch_size)
+        tensors = trained_tensors(self.averaged)
+        return Trained(tensors, progress.best_epoch, progress.best_score, progress.history, dict(self.weights.current))
 
     def _shard(self) -> None:
         processes, precision = self.accelerator.num_processes, self.settings.precision
@@ -520,7 +523,6 @@ def _memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-@torch.no_grad()
 def predict(
     model: QualityModel,
     clips: ClipSet,
@@ -529,6 +531,19 @@ def predict(
     device: torch.device | str = "cpu",
     batch_size: int = 32,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The MOS alone of `predict_with_distance`: (N, 5), in the order of `rows`, or of the table."""
+    return predict_with_distance(model, clips, rows=rows, device=device, batch_size=batch_size)[0]
+
+
+@torch.no_grad()
+def predict_with_distance(
+    model: QualityModel,
+    clips: ClipSet,
+    *,
+    rows: list[int] | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 32,
+) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]:
     """Score clips of a split from their cached activations.
 
     Args:
@@ -538,13 +553,16 @@ def predict(
         device: where the model is.
         batch_size: clips at once.
     Returns:
-        (N, 5) MOS, in the order of `rows`, or of the table.
+        (N, 5) MOS and (N,) distances from the training clips, in the order of `rows`, or of the table.
     """
     model.eval()
     rows = list(range(len(clips))) if rows is None else rows
     found = [torch.empty(0, len(DIMENSIONS), dtype=torch.float64)]
+    distance = [torch.empty(0, dtype=torch.float64)]
     for start in range(0, len(rows), batch_size):
         batch = clips.collate(rows[start : start + batch_size]).to(torch.device(device))
         text = model.embed(batch.prompts, batch.text)
-        found.append(model.from_stem(batch.activations, text).mos.double().cpu())
-    return torch.cat(found).numpy()
+        said = model.from_stem(batch.activations, text)
+        found.append(said.mos.double().cpu())
+        distance.append(said.distance.double().cpu())
+    return torch.cat(found).numpy(), torch.cat(distance).numpy()
