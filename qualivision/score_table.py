@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NUMBERS: Final = (*PREDICTED_COLUMNS, "distance")
 COLUMNS: Final = ("video_name", "Prompt", *NUMBERS, "warning", "model", "error", "size", "mtime_ns")
-"""Numbers and `warning` are those of `Scores`, and empty where `error` is not. `size` and `mtime_ns` are the video's, of
+"""Numbers and `warning` are as in `Scores`, and empty where `error` is not. `size` and `mtime_ns` are the video's, from
 when it was scored."""
 SUFFIXES: Final = (".parquet", ".csv", ".jsonl")
 _ROWS_AT_ONCE = 16_384
