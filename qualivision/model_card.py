@@ -26,6 +26,8 @@ LIMITS: Final = (
     "It says how raters like those of its training data would judge a clip; of other raters, generators and kinds of "
     "video it knows nothing.",
     "It was evaluated on prompts that it had not seen, from the generators that it had.",
+    "A clip whose pictures or motion are unlike those of its training data is said to be so (distance above 1); a kind "
+    "of subject or wording that it never met is not.",
     "It sees uniform frames, squashed to one size: what happens between two of them, and finer detail, is lost.",
     "Scores are means over raters, from 1 to 5. A difference below the RMSE of its dimension says little of two clips.",
     "It hears nothing, and does not judge whether what is shown is true, safe or lawful.",

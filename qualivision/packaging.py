@@ -142,7 +142,8 @@ def signature() -> ModelSignature:
         inputs=Schema([ColSpec(DataType.binary, "video"), ColSpec(DataType.string, "prompt")]),
         outputs=Schema(
             [
-                *(ColSpec(DataType.double, dimension, required=False) for dimension in DIMENSIONS),
+                *(ColSpec(DataType.double, name, required=False) for name in (*DIMENSIONS, "distance")),
+                ColSpec(DataType.string, "warning"),
                 ColSpec(DataType.string, "error"),
             ]
         ),

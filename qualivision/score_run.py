@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qualivision.batch import hopeless
+from qualivision.depth import UNLIKE
 from qualivision.evaluation.metrics import PREDICTED_COLUMNS
 from qualivision.labels import DIMENSIONS
-from qualivision.score_table import open_table
+from qualivision.score_table import NUMBERS, open_table
 from qualivision.scoring import Scores
 from qualivision.video import VideoError
 
@@ -38,11 +39,13 @@ _DECIMALS = 4
 
 @dataclass(frozen=True)
 class Done:
-    """What a run made of a table: its rows, how many of them were there already, and how many have no scores."""
+    """What a run made of a table: its rows, how many of them were there already, how many have no scores, and how many
+    of those that it scored are unlike what the model was trained on."""
 
     rows: int
     kept: int
     failed: int
+    unfamiliar: int
     seconds: float
 
     @property
@@ -56,6 +59,8 @@ class Done:
             parts.append(f"{self.kept} were there")
         if self.failed:
             parts.append(f"{self.failed} can't be scored")
+        if self.unfamiliar:
+            parts.append(f"{self.unfamiliar} {UNLIKE}")
         rate = f" ({self.scored / self.seconds:.1f} clips/s)" if self.scored and self.seconds else ""
         return ", ".join(parts) + rate
 
@@ -123,7 +128,7 @@ def fill(
     todo = [name for name in sorted(videos) if name not in table]
     known = {name: err for name in todo if (err := hopeless(name, videos[name])) is not None}
     asked = _Asked({name: videos[name] for name in todo if name not in known})
-    failed = 0
+    failed = unfamiliar = 0
     start = time.monotonic()
     advance(0, len(todo))
     scoring = judging(asked) if len(asked) else ()
@@ -132,12 +137,14 @@ def fill(
             failed += 1
             if not videos[name].error:
                 complain(str(found))
+        elif found.warning:
+            unfamiliar += 1
         size, mtime_ns = asked.stand(name) if name not in known else _stand(videos[name].path)
         row = {"video_name": name, "Prompt": videos[name].prompt, "model": model, "size": size, "mtime_ns": mtime_ns}
         table.add([row | _values(found)])
         advance(done, len(todo))
     table.finish()
-    return Done(len(videos), kept, failed, time.monotonic() - start)
+    return Done(len(videos), kept, failed, unfamiliar, time.monotonic() - start)
 
 
 class _Asked:
@@ -181,7 +188,8 @@ def _values(found: Found) -> dict[str, Any]:
             column: round(found[dimension], _DECIMALS)
             for column, dimension in zip(PREDICTED_COLUMNS, DIMENSIONS, strict=True)
         }
-        return scores | {"error": ""}
+        return scores | {"distance": round(found.distance, _DECIMALS), "warning": found.warning, "error": ""}
     # The row says which video; where it lies is not the table's affair.
     cause = found.cause if isinstance(found, VideoError) else str(found)
-    return dict.fromkeys(PREDICTED_COLUMNS, None) | {"error": cause.encode("utf-8", "backslashreplace").decode()}
+    said = {"warning": "", "error": cause.encode("utf-8", "backslashreplace").decode()}
+    return dict.fromkeys(NUMBERS, None) | said

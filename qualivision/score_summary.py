@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from qualivision.depth import UNLIKE
 from qualivision.evaluation.metrics import PREDICTED_COLUMNS
 from qualivision.labels import DIMENSIONS
 from qualivision.score_table import read_table
@@ -36,12 +37,14 @@ class Summary:
         models: labels of the models that scored it; one, as we write tables.
         dimensions: of each dimension that has a score, mean and quantiles; MOS, 1 to 5.
         failures: by cause, the most frequent first.
+        unfamiliar: how many scored clips are unlike what the model was trained on.
     """
 
     rows: int
     models: tuple[str, ...]
     dimensions: dict[str, dict[str, float]]
     failures: dict[str, Failures]
+    unfamiliar: int
 
     @property
     def failed(self) -> int:
@@ -56,6 +59,8 @@ class Summary:
             f"{self.rows} rows, {self.failed} without scores, by {', '.join(self.models) or '-'}",
             "",
         ]
+        if self.unfamiliar:
+            lines += [f"{self.unfamiliar} clips are {UNLIKE}: their absolute scores are not to be trusted.", ""]
         if self.dimensions:
             lines += [f"| MOS | mean | {' | '.join(_QUANTILES)} |", "|---" * (2 + len(_QUANTILES)) + "|"]
             for name, values in self.dimensions.items():
@@ -80,7 +85,7 @@ def summarise(table: Path) -> Summary:
     scores = {name: array("d") for name in DIMENSIONS}
     models: Counter[str] = Counter()
     failures: dict[str, Failures] = {}
-    rows = 0
+    rows = unfamiliar = 0
     for row in read_table(table):
         rows += 1
         models[row["model"]] += 1
@@ -90,11 +95,12 @@ def summarise(table: Path) -> Summary:
             if len(found.first) < _NAMED:
                 found.first.append(row["video_name"])
             continue
+        unfamiliar += bool(row["warning"])
         for column, name in zip(PREDICTED_COLUMNS, DIMENSIONS, strict=True):
             scores[name].append(row[column])
     dimensions = {name: _distribution(values) for name, values in scores.items() if values}
     ordered = dict(sorted(failures.items(), key=lambda item: (-item[1].videos, item[0])))
-    return Summary(rows, tuple(models), dimensions, ordered)
+    return Summary(rows, tuple(models), dimensions, ordered, unfamiliar)
 
 
 def _distribution(values: array[float]) -> dict[str, float]:

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
     Row = dict[str, Any]
 
-COLUMNS: Final = ("video_name", "Prompt", *PREDICTED_COLUMNS, "model", "error", "size", "mtime_ns")
-"""Scores are empty where `error` is not. `size` and `mtime_ns` are the video's when it was scored."""
+NUMBERS: Final = (*PREDICTED_COLUMNS, "distance")
+COLUMNS: Final = ("video_name", "Prompt", *NUMBERS, "warning", "model", "error", "size", "mtime_ns")
+"""Numbers and `warning` are as in `Scores`, and empty where `error` is not. `size` and `mtime_ns` are the video's, from
+when it was scored."""
 SUFFIXES: Final = (".parquet", ".csv", ".jsonl")
 _ROWS_AT_ONCE = 16_384
 
@@ -71,7 +73,7 @@ class ScoreTable:
         end = 0
         if self.journal.exists():
             for row, start, end in _lines(self.journal):  # noqa: B007 - the last end is used below
-                if "video_name" not in row:
+                if not row.keys() >= set(COLUMNS):  # the line about the run, and rows of an earlier version
                     continue
                 self._in_journal.pop(row["video_name"], None)
                 if is_current(row):
@@ -241,7 +243,11 @@ def _lines(journal: Path) -> Iterator[tuple[Row, int, int]]:
 
 
 def _check_columns(columns: Iterable[str] | None) -> None:
-    if set(columns or ()) != set(COLUMNS):
+    found = set(columns or ())
+    if set(PREDICTED_COLUMNS) <= found < set(COLUMNS):
+        missing = ", ".join(column for column in COLUMNS if column not in found)
+        raise ValueError(f"it is of an earlier version, without {missing}")
+    if found != set(COLUMNS):
         raise ValueError(f"its columns are {', '.join(map(str, columns or ())) or 'none'}")
 
 
@@ -258,7 +264,7 @@ def _write_parquet(file: IO[bytes], rows: Iterator[Row]) -> None:
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
 
-    types = dict.fromkeys(PREDICTED_COLUMNS, pa.float64()) | dict.fromkeys(("size", "mtime_ns"), pa.int64())
+    types = dict.fromkeys(NUMBERS, pa.float64()) | dict.fromkeys(("size", "mtime_ns"), pa.int64())
     schema = pa.schema([(column, types.get(column, pa.string())) for column in COLUMNS])
     with ParquetWriter(file, schema) as writer:
         for part in _in_parts(rows):
@@ -270,7 +276,7 @@ def _read_csv(path: Path) -> Iterator[Row]:
         reader = csv.DictReader(file, strict=True)
         _check_columns(reader.fieldnames)
         for row in reader:
-            for column in PREDICTED_COLUMNS:
+            for column in NUMBERS:
                 row[column] = float(row[column]) if row[column] else None
             for column in ("size", "mtime_ns"):
                 row[column] = int(row[column]) if row[column] else None

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qualivision import depth
 from qualivision.errors import QualiVisionError
 from qualivision.labels import DIMENSIONS
 
@@ -38,6 +39,13 @@ class Scores:
     """what share each of the first four dimensions has in Overall for this prompt; they sum to 1"""
     model: str
     """which model: `models:/NAME/VERSION`, or the checkpoint's folder"""
+    distance: float
+    """from the clips that the model was trained on: up to 1 for clips of their kind, without an upper end"""
+
+    @property
+    def warning(self) -> str:
+        """Why not to trust the scores: one sentence on a clip unlike the training clips; empty for all others."""
+        return depth.warning(self.distance)
 
     def __getitem__(self, dimension: str) -> float:
         return self.values[dimension]
@@ -48,6 +56,8 @@ class Scores:
             "video": self.video,
             "prompt": self.prompt,
             "scores": {name: round(value, 4) for name, value in self.values.items()},
+            "distance": round(self.distance, 4),
+            "warning": self.warning or None,
             "model": self.model,
         }
 
@@ -151,9 +161,10 @@ class Scorer:
                 values=dict(zip(DIMENSIONS, mos, strict=True)),
                 aspect_weights=dict(zip(ASPECTS, weights, strict=True)),
                 model=self.name,
+                distance=distance,
             )
-            for (name, prompt, _), mos, weights in zip(
-                clips, found.mos.tolist(), found.aspect_weights.tolist(), strict=True
+            for (name, prompt, _), mos, weights, distance in zip(
+                clips, found.mos.tolist(), found.aspect_weights.tolist(), found.distance.tolist(), strict=True
             )
         ]
 

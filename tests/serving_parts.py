@@ -21,11 +21,12 @@ BOUNDARY = "a-boundary"
 
 
 class FakeScorer:
-    """Gives every clip its `value`. While `gate` is closed it does not come to an end."""
+    """Gives every clip its `value` and `distance`. While `gate` is closed it does not come to an end."""
 
-    def __init__(self, name: str = "models:/fake/1", value: float = 3.0) -> None:
+    def __init__(self, name: str = "models:/fake/1", value: float = 3.0, distance: float = 0.5) -> None:
         self.name = name
         self.value = value
+        self.distance = distance
         self.spec = FRAMES
         self.card = SimpleNamespace(name="lite")
         self.gate = threading.Event()
@@ -41,7 +42,7 @@ class FakeScorer:
             raise RuntimeError("no kernel image in /opt/secret/driver.so")
         values = dict.fromkeys(DIMENSIONS, self.value)
         weights = dict.fromkeys(DIMENSIONS[:4], 0.25)
-        return [Scores(name, prompt, values, weights, self.name) for name, prompt, _ in clips]
+        return [Scores(name, prompt, values, weights, self.name, self.distance) for name, prompt, _ in clips]
 
 
 class FakeDecoders:

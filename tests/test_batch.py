@@ -197,9 +197,10 @@ def test_a_table_has_a_sorted_row_for_each_video_with_the_scores_of_the_scorer(p
     for name, row in good.iterrows():
         found = engine.scorer.score(next(Path("clips").rglob(name)), prompt=row["Prompt"])
         assert list(row[list(PREDICTED_COLUMNS)]) == [round(found[dimension], 4) for dimension in DIMENSIONS]
+        assert (row["distance"], row["warning"]) == (round(found.distance, 4), found.warning)
     assert set(good["error"].fillna("")) == {""} and set(good["model"]) == {"m"}
     bad = table.set_index("video_name").loc["A_1.mp4"]
-    assert bad[list(PREDICTED_COLUMNS)].isna().all()
+    assert bad[[*PREDICTED_COLUMNS, "distance"]].isna().all() and not bad.fillna("")["warning"]
     assert bad["error"].startswith("can't be decoded") and "clips" not in bad["error"]
     assert (bad["size"], bad["mtime_ns"]) == (8, os.stat("clips/A_1.mp4").st_mtime_ns)
     assert len(engine.said) == 1 and engine.said[0].startswith("clips/A_1.mp4: can't be decoded")
@@ -318,6 +319,40 @@ def test_a_table_of_another_model_is_refused_and_overwritten_when_asked(place, e
     assert set(read(out)["model"]) == {"models:/qualivision/2"}
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_table_of_an_earlier_version_is_refused_and_overwritten_when_asked(place, engine, suffix):
+    out = Path(f"scores{suffix}")
+    engine.fill(str(out))
+    old = read(out).drop(columns=["distance", "warning"])
+    match suffix:
+        case ".parquet":
+            old.to_parquet(out, index=False)
+        case ".csv":
+            old.to_csv(out, index=False)
+        case _:
+            old.to_json(out, orient="records", lines=True)
+    with pytest.raises(
+        ScoreTableError, match=r"earlier version, without distance, warning\); take another name, or --o"
+    ):
+        engine.fill(str(out))
+    engine.fill(str(out), overwrite=True)
+    assert tuple(read(out).columns) == COLUMNS
+
+
+def test_rows_of_an_earlier_version_in_a_journal_are_made_again(place, engine):
+    engine.fill("whole.jsonl")
+    with pytest.raises(KeyboardInterrupt):
+        engine.fill("scores.jsonl", stop_after=3)
+    journal = Path("scores.jsonl.journal")
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    for row in rows[1:3]:
+        del row["distance"], row["warning"]
+    journal.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    engine.fill("scores.jsonl")
+    assert len(engine.read) == 6 - 1
+    assert Path("scores.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+
+
 def test_the_journal_of_another_model_is_refused(place, engine):
     with pytest.raises(KeyboardInterrupt):
         engine.fill("scores.csv", model="one", stop_after=2)
@@ -422,7 +457,7 @@ def disk_of(room: int):
 @pytest.mark.parametrize(("full_at", "kept"), [("scores.parquet.journal", 4), ("scores.parquet", 6)])
 def test_a_full_disk_is_one_line_and_nothing_done_is_lost(place, engine, full_at, kept):
     engine.fill("whole.parquet")
-    room = 1200 if full_at.endswith("journal") else os.stat("whole.parquet").st_size - 1
+    room = 2000 if full_at.endswith("journal") else os.stat("whole.parquet").st_size - 1
     with disk_of(room), pytest.raises(OSError, match="what was scored is kept") as full:
         engine.fill("scores.parquet")
     assert (full.value.errno, str(full.value).partition(":")[0]) == (errno.EFBIG, f"[Errno 27] can't write {full_at}")

@@ -206,7 +206,7 @@ def work(project, monkeypatch) -> Work:
             for name, asked in videos:
                 done.scored.append(name)
                 value = 3.0 + (len(name) + ord(name[-5])) % 7 / 10
-                yield name, Scores(asked.path, asked.prompt, dict.fromkeys(DIMENSIONS, value), {}, CHAMPION)
+                yield name, Scores(asked.path, asked.prompt, dict.fromkeys(DIMENSIONS, value), {}, CHAMPION, 0.5)
 
     def looked(self, videos, *, advance):
         done.looked += len(videos := list(videos))
@@ -349,7 +349,7 @@ def test_real_videos_are_decoded_once_and_a_damaged_one_costs_itself_alone(proje
 
         def __call__(self, videos):
             for name, asked in videos:
-                yield name, Scores(asked.path, asked.prompt, dict.fromkeys(DIMENSIONS, 3.3), {}, CHAMPION)
+                yield name, Scores(asked.path, asked.prompt, dict.fromkeys(DIMENSIONS, 3.3), {}, CHAMPION, 0.5)
 
     monkeypatch.setattr(batch, "Here", Here)
     for folder in ("shifted", "data/test/videos"):

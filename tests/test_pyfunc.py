@@ -23,6 +23,9 @@ from qualivision.settings import RegistrySettings
 
 PROMPT = "A cat is running on the grass"
 ROOT = Path(__file__).parents[1]
+NUMBERS = (*DIMENSIONS, "distance")
+NOTHING = dict.fromkeys(NUMBERS) | {"warning": ""}
+"""Of a video that can't be scored."""
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +46,14 @@ def clip(place) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def wanted(place, checkpoint, clip) -> dict[str, float]:
+def wanted(place, checkpoint, clip) -> dict[str, object]:
     """What the scorer says of the clip."""
-    return dict(Scorer(checkpoint).score(place / "clip.mp4", prompt=PROMPT).values)
+    return said(checkpoint, place / "clip.mp4", PROMPT)
+
+
+def said(checkpoint: Path, clip: Path, prompt: str) -> dict[str, object]:
+    found = Scorer(checkpoint).score(clip, prompt=prompt)
+    return {**found.values, "distance": found.distance, "warning": found.warning}
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +76,15 @@ def test_the_signature_says_bytes_and_text_in_scores_and_error_out(served):
     schema = served.metadata.signature
     assert {column.name: column.type.name for column in schema.inputs} == {"video": "binary", "prompt": "string"}
     out = {column.name: column.type.name for column in schema.outputs}
-    assert out == dict.fromkeys(DIMENSIONS, "double") | {"error": "string"}
+    assert out == dict.fromkeys(NUMBERS, "double") | {"warning": "string", "error": "string"}
 
 
 def test_served_model_gives_the_scores_of_the_scorer(served, place, checkpoint, clip, wanted):
-    other = dict(Scorer(checkpoint).score(place / "clip.mp4", prompt="A dog").values)
+    other = said(checkpoint, place / "clip.mp4", "A dog")
     found = served.predict(request((clip, PROMPT), (clip, "A dog")))
     assert found.to_dict("records") == [wanted | {"error": ""}, other | {"error": ""}]
-    assert (found.dtypes[list(DIMENSIONS)] == "float64").all()
+    assert (found.dtypes[list(NUMBERS)] == "float64").all()
+    assert wanted["distance"] > 1 and wanted["warning"].startswith("unlike what this model was trained on")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +103,7 @@ def test_a_row_that_cannot_be_scored_says_why_and_costs_itself_alone(served, cli
     good, bad = found.to_dict("records")
     assert good == wanted | {"error": ""}
     assert bad.pop("error").startswith(error)
-    assert bad == dict.fromkeys(DIMENSIONS)
+    assert bad == NOTHING
     assert "qualivision-" not in found["error"][1], "where the video lay is nobody's business"
 
 
@@ -155,7 +164,7 @@ def test_mlflows_server_scores_a_video_and_names_one_that_it_cannot(server, clip
     good, bad, blank = json.loads(text, parse_constant=refuse_constant)["predictions"]
     assert good == pytest.approx(wanted | {"error": ""})
     assert bad.pop("error").startswith("the video can't be decoded") and blank.pop("error")
-    assert bad == blank == dict.fromkeys(DIMENSIONS)
+    assert bad == blank == NOTHING
 
 
 @pytest.mark.slow

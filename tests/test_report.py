@@ -57,6 +57,18 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, An
     return folder, write_report(folder, **judged())
 
 
+def test_the_share_of_clips_unlike_those_of_training_is_reported_where_distances_are_known(
+    report, tmp_path, no_pictures
+):
+    assert report[1]["unfamiliar"] is None and "Unlike" not in table(report[1])
+    given = judged()
+    given["predictions"]["distance"] = [1.0] * 45 + [1.2] * 14 + [float("nan")]
+    metrics = write_report(tmp_path, **given)
+    assert metrics["unfamiliar"] == 0.25
+    assert "Unlike what the model was trained on: 25 % of these clips." in table(metrics).splitlines()
+    assert pd.read_csv(tmp_path / "predictions.csv")["distance"].iloc[50] == 1.2
+
+
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests about numbers: drawing takes most of a report's time."""

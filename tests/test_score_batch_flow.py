@@ -178,9 +178,18 @@ def test_a_folder_has_a_table_of_its_own(tmp_path, monkeypatch, folder, table):
 # The summary
 
 
-def row(name: str, score: float | None = None, error: str = "") -> dict:
-    values = dict.fromkeys(score_run.PREDICTED_COLUMNS, score)
-    return {"video_name": name, "Prompt": "p", **values, "model": "m", "error": error, "size": 1, "mtime_ns": 1}
+def row(name: str, score: float | None = None, error: str = "", warning: str = "") -> dict:
+    values = dict.fromkeys(score_run.NUMBERS, score)
+    return {
+        "video_name": name,
+        "Prompt": "p",
+        **values,
+        "warning": warning,
+        "model": "m",
+        "error": error,
+        "size": 1,
+        "mtime_ns": 1,
+    }
 
 
 def test_a_summary_has_distributions_and_causes_with_the_most_frequent_first(monkeypatch):
@@ -194,6 +203,22 @@ def test_a_summary_has_distributions_and_causes_with_the_most_frequent_first(mon
     lines = found.as_markdown("scores.csv").splitlines()
     assert "| Overall | 3.00 | 1.00 | 1.20 | 3.00 | 4.80 | 5.00 |" in lines
     assert lines[-2:] == [r"| is \| damaged | 5 | x0, x1, x2 |", "| too long | 1 | y |"]
+
+
+def test_a_summary_counts_the_clips_that_are_unlike_those_of_training(monkeypatch):
+    rows = [
+        row("a", 3.0),
+        row("b", 3.0, warning="unlike"),
+        row("c", error="is damaged"),
+        row("d", 3.0, warning="unlike"),
+    ]
+    monkeypatch.setattr("qualivision.score_summary.read_table", lambda path: iter(rows))
+    found = summarise(Path("scores.csv"))
+    assert found.unfamiliar == 2
+    said = "2 clips are unlike what this model was trained on: their absolute scores are not to be trusted."
+    assert said in found.as_markdown("scores.csv").splitlines()
+    monkeypatch.setattr("qualivision.score_summary.read_table", lambda path: iter(rows[:1]))
+    assert "unlike" not in summarise(Path("scores.csv")).as_markdown("scores.csv")
 
 
 def test_many_causes_are_counted_and_not_all_named(monkeypatch):

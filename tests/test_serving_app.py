@@ -150,6 +150,8 @@ def test_a_video_gets_the_scores_that_the_model_gives_it(client, scorer, clip):
     found, expected = answer.json(), scorer.score(clip, prompt=PROMPT)
     assert found["scores"] == pytest.approx(dict(expected.values), abs=2e-4)
     assert found["aspect_weights"] == pytest.approx(dict(expected.aspect_weights), abs=2e-4)
+    assert found["distance"] == pytest.approx(expected.distance, abs=2e-4)
+    assert found["warning"] == (expected.warning or None)
     assert (found["model"], found["prompt"]) == (scorer.name, PROMPT)
     assert found["request_id"] == answer.headers["x-request-id"]
 
@@ -580,6 +582,19 @@ def test_a_clip_whose_client_went_away_is_not_scored(fake):
 # What is to be seen
 
 
+@pytest.mark.parametrize(("distance", "warns"), [(0.0, False), (1.0, False), (1.2, True), (float(7), True)])
+def test_a_clip_unlike_those_of_training_is_said_to_be_so_and_counted(fake, distance, warns):
+    app, engine = fake()
+    engine.scorer.distance = distance
+    with TestClient(app) as client:
+        found = client.post("/v1/score", content=form(b"x"), headers=FORM_TYPE).json()
+        metrics = client.get("/metrics").text
+    said = f"unlike what this model was trained on (distance {distance:.2f}; clips of its own kind are below 1): "
+    assert found["distance"] == distance
+    assert found["warning"] == (said + "do not trust the absolute scores" if warns else None)
+    assert f"qualivision_clips_unfamiliar_total {float(warns)}" in metrics.splitlines()
+
+
 def test_metrics_tell_what_happened(fake):
     app, _ = fake()
     with TestClient(app) as client:
@@ -597,6 +612,7 @@ def test_metrics_tell_what_happened(fake):
         "qualivision_decode_seconds_count 1.0",
         "qualivision_model_seconds_count 1.0",
         'qualivision_batch_clips_bucket{le="1.0"} 1.0',
+        "qualivision_clips_unfamiliar_total 0.0",
         "qualivision_decoders_lost_total 0.0",
         "qualivision_model_swaps_total 0.0",
         'qualivision_model_info{model="models:/fake/1"} 1.0',

@@ -20,7 +20,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning"),
 ]
-RESULT = ", ".join([*(f"{name} double" for name in DIMENSIONS), "error string"])
+NUMBERS = (*DIMENSIONS, "distance")
+RESULT = ", ".join([*(f"{name} double" for name in NUMBERS), "warning string", "error string"])
 
 
 @pytest.fixture
@@ -86,10 +87,12 @@ def test_spark_scores_a_folder_of_videos_and_a_broken_one_is_a_row(place, spark)
     assert sorted(row["name"] for row in rows) == sorted(prompts)
     scorer = Scorer(checkpoint)
     for row in (row.asDict() for row in rows):
-        name, error = row.pop("name"), row.pop("error")
+        name, error, warning = row.pop("name"), row.pop("error"), row.pop("warning")
         if name == "2.mp4":
             assert error.startswith("the video can't be decoded")
-            assert row == dict.fromkeys(DIMENSIONS)
+            assert (row, warning) == (dict.fromkeys(NUMBERS), "")
         else:
             assert error == ""
-            assert row == pytest.approx(scorer.score(clips / name, prompt=prompts[name]).values, abs=1e-4)
+            found = scorer.score(clips / name, prompt=prompts[name])
+            assert row == pytest.approx({**found.values, "distance": found.distance}, abs=1e-4)
+            assert warning == found.warning

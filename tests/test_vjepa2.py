@@ -15,6 +15,7 @@ from torch import nn
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
 
 from qualivision.models import vjepa2_stem
+from qualivision.models.familiarity import Familiarity
 from qualivision.models.fusion import ConcatenationFusion, Match, QualityAwareFusion
 from qualivision.models.quality import MosHead, QualityModel
 from qualivision.models.vjepa2 import QUERIES, Vjepa2Encoder, _fields, load_top
@@ -93,7 +94,11 @@ def encoder_of(folder: Path, ratio: float = 0.5, *, with_stem: bool = True, **se
 
 def model_of(encoder: Vjepa2Encoder, fusion: type[nn.Module] = ConcatenationFusion) -> QualityModel:
     return QualityModel(
-        encoder, fusion(WIDTH, TEXT_WIDTH, 0.0), Match(encoder.content_width, TEXT_WIDTH, 0.0), MosHead(WIDTH, 0.0)
+        encoder,
+        fusion(WIDTH, TEXT_WIDTH, 0.0),
+        Match(encoder.content_width, TEXT_WIDTH, 0.0),
+        MosHead(WIDTH, 0.0),
+        Familiarity(encoder.familiar_by),
     )
 
 

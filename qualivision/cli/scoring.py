@@ -170,13 +170,18 @@ def _print_scores(scored: list[Scores]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from qualivision.depth import UNLIKE
     from qualivision.labels import DIMENSIONS
 
-    table = Table("video", "prompt", *DIMENSIONS, caption=f"MOS from 1 to 5, by {scored[0].model}")
+    caption = f"MOS from 1 to 5, by {scored[0].model}"
+    if far := sum(bool(row.warning) for row in scored):
+        caption += f"\n! {far} of {len(scored)} {UNLIKE} (distance above 1): do not trust the absolute scores"
+    table = Table("video", "prompt", *DIMENSIONS, "distance", caption=caption)
     for column in table.columns[2:]:
         column.justify = "right"
     for row in scored:
-        table.add_row(Path(row.video).name, row.prompt, *(f"{row[name]:.2f}" for name in DIMENSIONS))
+        distance = f"{'! ' if row.warning else ''}{row.distance:.2f}"
+        table.add_row(Path(row.video).name, row.prompt, *(f"{row[name]:.2f}" for name in DIMENSIONS), distance)
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 

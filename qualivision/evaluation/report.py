@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from qualivision.cache import write_atomically
+from qualivision.depth import FAMILIAR
 from qualivision.evaluation import pictures
 from qualivision.evaluation.baselines import ceiling_source, ceiling_srocc, no_video_baseline, noise_ceiling
 from qualivision.evaluation.metrics import MEAN, METRICS, PREDICTED_COLUMNS, agreement, bootstrap_over_prompts, shown
@@ -64,8 +65,8 @@ def write_report(
     Args:
         folder: where to write; made if need be. Files of an earlier report are replaced.
         predictions: a row per clip: `video_name`, `Prompt`, `<D>_MOS` and `<D>_predicted` of the five
-            dimensions in MOS units, and `generator` where it is known. More columns are kept in
-            `predictions.csv`.
+            dimensions in MOS units, and `distance` (from the training clips) and `generator` where they are
+            known. More columns are kept in `predictions.csv`.
         train: for the no-video baseline; its test embeddings row-aligned with `predictions`.
         ratings: the single ratings of the split (`labels.ratings_path`), None where there are none. Only
             rows of predicted clips count, where it has a `video_name`.
@@ -76,7 +77,8 @@ def write_report(
     Returns:
         What `metrics.json` holds, rounded to 4 decimals, None for what does not exist. Per dimension and
         "mean" the five metrics; "intervals" with [low, high] for each; "no_video"; "ceiling" (see
-        `noise_ceiling`; None without single ratings); "counts".
+        `noise_ceiling`; None without single ratings); "counts"; "unfamiliar", the share of clips unlike those
+        of training (None without distances).
     Raises:
         ValueError: no MOS (such a split can be scored but not evaluated), a missing column, values that
             are NaN, rows that do not fit together, fewer than 3 rows or 2 prompts.
@@ -85,7 +87,7 @@ def write_report(
     metrics = {**_rounded(_judge(predictions, train, ratings, resamples, seed, model)), "checkpoint": checkpoint}
     # As float64, for float32 would print its rounding error.
     rows = predictions.astype(dict.fromkeys(PREDICTED_COLUMNS, float))
-    rows = rows.round(dict.fromkeys(PREDICTED_COLUMNS, _DECIMALS))
+    rows = rows.round(dict.fromkeys((*PREDICTED_COLUMNS, "distance"), _DECIMALS))
     files = {
         "predictions.csv": rows.to_csv(index=False, lineterminator="\n").encode(),
         "scatter.png": pictures.scatter(predictions, metrics, model),
@@ -159,6 +161,7 @@ def _judge(
         },
         "no_video": _by_dimension(floor, rated, _NO_VIDEO_METRICS),
         "ceiling": None if ratings is None else noise_ceiling(ratings),
+        "unfamiliar": _unfamiliar(predictions),
         "counts": {
             "rows": len(predictions),
             "prompts": bootstrap.prompts,
@@ -167,6 +170,13 @@ def _judge(
             "resamples": bootstrap.resamples,
         },
     }
+
+
+def _unfamiliar(predictions: pd.DataFrame) -> float | None:
+    """The share of clips that are unlike those of training; a distance that is no number is none of theirs."""
+    if "distance" not in predictions:
+        return None
+    return 1 - float((predictions["distance"] <= FAMILIAR).mean())
 
 
 def _by_dimension(
@@ -203,6 +213,8 @@ def _notes(metrics: dict[str, Any]) -> list[str]:
         f"Interval: bootstrap over prompts, {counts['resamples']} resamples. No-video: the prompt alone.",
         f"Ceiling: {ceiling_source(metrics['ceiling'])}.",
     ]
+    if metrics.get("unfamiliar") is not None:  # reports of earlier versions have none
+        notes.append(f"Unlike what the model was trained on: {100 * metrics['unfamiliar']:.3g} % of these clips.")
     if any(metrics[name]["SROCC"] is None for name in DIMENSIONS):
         notes.append("A dash for the model: its predictions or the ratings are constant; nothing correlates with that.")
     if left_out:

@@ -22,7 +22,7 @@ CROP_SIDE = 128
 TRACK = 16
 """The subject is followed at so many times."""
 _HUES = 16
-SUBJECT_CHANNELS = 4 * (_HUES + 2) + 3 + 3 * TRACK
+SUBJECT_CHANNELS = 4 * (_HUES + 2) + 3 + 4 * TRACK + 4
 _SHARPNESS = 4
 """Power of the map of what moves, before its centre is taken: what hardly moves must not drag it to the middle."""
 _COLOUR_SIDE = 40
@@ -34,7 +34,7 @@ def track(moving: Tensor) -> Tensor:
     Args:
         moving: (T, G, G), how much each field of a grid moves against the rest.
     Returns:
-        (T, 3): x and y of its centre from -1 to 1, and how far it is spread (variance).
+        (T, 4): x and y of its centre from -1 to 1, how far it is spread (variance), and which share of it is at the edge.
     """
     times, side = len(moving), moving.shape[1]
     # Over a sixth of the clip: a subject that stops for a moment is still there.
@@ -47,11 +47,12 @@ def track(moving: Tensor) -> Tensor:
     place = torch.linspace(-1, 1, side, device=moving.device)
     x, y = share.sum(1) @ place, share.sum(2) @ place
     far = (place.view(1, 1, -1) - x.view(-1, 1, 1)) ** 2 + (place.view(1, -1, 1) - y.view(-1, 1, 1)) ** 2
-    return torch.stack((x, y, (share * far).sum((1, 2))), 1)
+    at_edge = 1 - share[:, 1:-1, 1:-1].sum((1, 2))
+    return torch.stack((x, y, (share * far).sum((1, 2)), at_edge), 1)
 
 
 def crops(frames: Tensor, followed: Tensor) -> Tensor:
-    """The subject, large: (CROPS, 3, CROP_SIDE, CROP_SIDE), from frames (3, T, H, W) and its track (T, 3)."""
+    """The subject, large: (CROPS, 3, CROP_SIDE, CROP_SIDE), from frames (3, T, H, W) and its track (T, 4)."""
     times, (height, width) = frames.shape[1], frames.shape[2:]
     tall, wide = height // 2, width // 2
     found = []
@@ -70,7 +71,7 @@ def describe(shown: Tensor, followed: Tensor) -> Tensor:
 
     Args:
         shown: the crops, (CROPS, 3, CROP_SIDE, CROP_SIDE).
-        followed: its track, (T, 3).
+        followed: its track, (T, 4).
     """
     small = functional.adaptive_avg_pool2d(shown, _COLOUR_SIDE)
     place = torch.linspace(-1, 1, _COLOUR_SIDE, device=shown.device)
@@ -80,7 +81,9 @@ def describe(shown: Tensor, followed: Tensor) -> Tensor:
     restless = (centre[1:] - centre[:-1]).abs().mean(0)
     middle = small[:, :, 14:26, 14:26].mean((2, 3)).median(0).values
     way = functional.adaptive_avg_pool1d(followed.T.unsqueeze(0), TRACK).flatten()
-    return torch.cat((centre.mean(0), centre.median(0).values, restless, around.mean(0), middle, way))
+    out = followed[:, :2].abs()  # towards an edge: a subject that is cut off
+    edges = torch.stack((out.amax(1).mean(), out.max(), *out.mean(0)))
+    return torch.cat((centre.mean(0), centre.median(0).values, restless, around.mean(0), middle, way, edges))
 
 
 def _hues(pictures: Tensor, weights: Tensor) -> Tensor:

@@ -108,7 +108,9 @@ class LiteEncoder(Encoder):
 
     def __init__(self, width: int, dropout: float, stem: LiteStem | None) -> None:
         super().__init__()
-        self.content_width = TOP_CHANNELS + FOVEA_CHANNELS + SUBJECT_CHANNELS + SUMMARIES * STATISTICS
+        self.content_width = (
+            TOP_CHANNELS + 2 * LAYOUT_CHANNELS + FOVEA_CHANNELS + SUBJECT_CHANNELS + SUMMARIES * STATISTICS
+        )
         self.frozen = stem
         self.image_norm = Standardise(IMAGE_CHANNELS)
         self.layout_norm = Standardise(LAYOUT_CHANNELS)
@@ -127,6 +129,12 @@ class LiteEncoder(Encoder):
             nn.Dropout(dropout), nn.Linear(_RANGES * SUMMARIES * STATISTICS, width), nn.GELU(), nn.Linear(width, width)
         )
         self.norm = nn.LayerNorm(width)
+
+    @property
+    def familiar_by(self) -> tuple[slice, ...]:
+        """How a picture is made, and how it moves. The network's own features are left out: they follow the subject."""
+        layout = slice(TOP_CHANNELS, TOP_CHANNELS + 2 * LAYOUT_CHANNELS)
+        return (layout, slice(self.content_width - SUMMARIES * STATISTICS, self.content_width))
 
     def fit(self, clips: Iterable[Activations]) -> None:
         """Measure the standardisation on the training clips' activations (each without a batch axis)."""
@@ -165,10 +173,12 @@ class LiteEncoder(Encoder):
         # A channel is dropped for the whole clip: its neighbours in time would give it away.
         frames = self.image(self.image_dropout(image.transpose(1, 2)).transpose(1, 2)) + _every_four(series)
         clip = self.clip(self.summary(_summary(activations["statistics"])))
-        layout = self.layout(self.layout_norm(activations["layout"])) + self.where
-        tokens = self.norm(torch.cat((frames, layout, self.fovea(near).unsqueeze(1), clip.unsqueeze(1)), 1))
+        layout = self.layout_norm(activations["layout"])
+        fields = self.layout(layout) + self.where
+        tokens = self.norm(torch.cat((frames, fields, self.fovea(near).unsqueeze(1), clip.unsqueeze(1)), 1))
         # Of the frames only the first 1280: the earlier maps say how a picture is made, and not what it shows.
-        content = torch.cat((image.mean(1)[:, :TOP_CHANNELS], near, _summary(statistics)), 1)
+        still = torch.cat((image.mean(1)[:, :TOP_CHANNELS], layout.amax(1), layout.mean(1)), 1)
+        content = torch.cat((still, near, _summary(statistics)), 1)
         return Seen(tokens, content, {})
 
     def measured(self, activations: Activations) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,7 @@ class LiteStem(nn.Module):
         return {name: torch.stack([each[name] for each in found]) for name in found[0]} | {"statistics": statistics}
 
     def _look(self, clip: Tensor, followed: Tensor) -> Activations:
-        """One clip, (3, T, H, W), and the track of its subject, (T, 3)."""
+        """One clip, (3, T, H, W), and the track of its subject, (T, 4)."""
         near = crops(clip, followed)
         pooled, top, classes, grid = self._features(clip[:, ::EVERY].transpose(0, 1))
         _, top_near, _, _ = self._features(near)

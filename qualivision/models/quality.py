@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import nn
 
+from qualivision.depth import FAMILIAR
 from qualivision.labels import DIMENSIONS, MOS_MAX, MOS_MIN
 from qualivision.models.bridge import Bridge
+from qualivision.models.familiarity import Familiarity
 from qualivision.models.forest import Forest
 
 if TYPE_CHECKING:
@@ -42,8 +44,8 @@ ALIGNMENT = ASPECTS.index("Alignment")
 READ_ASPECTS = tuple(place for place in range(len(ASPECTS)) if place != ALIGNMENT)
 FOREST_ASPECTS = ([ASPECTS.index("Traditional"), ASPECTS.index("Aesthetic")], [ASPECTS.index("Temporal")])
 """What the forest on pictures and the one on what changes in time say something of."""
-BRIDGE_GAIN = 0.35
-"""Logits of a deviation of what an image network knows about clip and prompt, beside what was learned."""
+BRIDGE_ALONE = 0.8
+"""Logits of a deviation of the bridge for a clip so unlike the training clips that the match knows nothing of it."""
 
 
 def frames_to_input(frames: npt.NDArray[np.uint8]) -> Tensor:
@@ -81,6 +83,15 @@ class Fused(NamedTuple):
     """(B, 4), each row sums to 1."""
 
 
+class Joined(NamedTuple):
+    """How what was learned of clips and prompts is joined with what an image network knows without training."""
+
+    trust: Tensor
+    """(B,), from 1 for a clip of the training clips' kind to 0 for one twice as far as they are: counts the match."""
+    known: Tensor
+    """(B,) logits: what the bridge adds."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a model says of a batch of clips."""
@@ -91,6 +102,8 @@ class Prediction:
     """(B, 4), in the order of `ASPECTS`: what share each has in Overall, from the prompt; rows sum to 1."""
     auxiliary: dict[str, Tensor]
     """By dimension, (B,) MOS: what the encoder's own heads say; see `Seen`."""
+    distance: Tensor
+    """(B,) from the training clips; up to 1 for clips of their kind, without an upper end. See `Familiarity`."""
 
 
 class Encoder(nn.Module, ABC):
@@ -100,6 +113,11 @@ class Encoder(nn.Module, ABC):
     """Channels C of `Seen.content`."""
     sees_classes = False
     """Whether the activations hold `classes`, what an image network takes the clip for; see `bridge.py`."""
+
+    @property
+    def familiar_by(self) -> tuple[slice, ...]:
+        """Which channels of the content say whether a clip is like those of training, one slice a kind of feature."""
+        return (slice(0, self.content_width),)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -169,11 +187,13 @@ class MosHead(nn.Module):
         self.own_scale = nn.Parameter(torch.ones(1))
         self.own_offset = nn.Parameter(torch.zeros(1))
 
-    def forward(self, fused: Fused, match: Tensor) -> Tensor:
-        """(B, 4) MOS of the aspects, from what a fusion gives and the logits (B,) of the match."""
+    def forward(self, fused: Fused, match: Tensor, joined: Joined | None = None) -> Tensor:
+        """(B, 4) MOS of the aspects, from what a fusion gives, the logits (B,) of the match, and what joins it."""
         read = zip(READ_ASPECTS, self.readouts, strict=True)
         each = {place: readout(fused.aspects[:, place])[:, 0] for place, readout in read}
         each[ALIGNMENT] = match * self.own_scale + self.own_offset
+        if joined is not None:
+            each[ALIGNMENT] = match * joined.trust * self.own_scale + self.own_offset + joined.known
         return bounded(torch.stack([each[place] for place in range(len(ASPECTS))], 1))
 
     def overall(self, parts: Tensor, weights: Tensor) -> Tensor:
@@ -212,13 +232,15 @@ class Judge(nn.Module):
         seen: Seen = self.encoder.see(activations)
         return seen
 
-    def judge(self, seen: Seen, text: Tensor, known: Tensor, taught: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def judge(
+        self, seen: Seen, text: Tensor, *, joined: Joined | None = None, taught: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Score what was seen of clips against (B, Dt) prompt embeddings, row by row.
 
         Args:
             seen: of the clips.
             text: of their prompts.
-            known: (B,), what the bridge adds to the match.
+            joined: how the match is joined with what is known without training; None, it stands alone.
             taught: (B,) bool, for training: rows whose match learns from what is known to fit, and not from ratings.
         Returns:
             (B, 4) MOS of the aspects, and their weights (B, 4) in Overall.
@@ -227,11 +249,11 @@ class Judge(nn.Module):
         match = self.match(seen.content, text)
         if taught is not None:
             match = torch.where(taught, match.detach(), match)
-        return self.head(fused, match + known), fused.weights
+        return self.head(fused, match, joined), fused.weights
 
-    def alignment_of_all_pairs(self, seen: Seen, text: Tensor, known: Tensor) -> Tensor:
-        """How well every clip fits every prompt, text (P, Dt) and known (B, P) to (B, P) MOS, without the own scale."""
-        return bounded(self.match.all_pairs(seen.content, text) + known)
+    def alignment_of_all_pairs(self, seen: Seen, text: Tensor) -> Tensor:
+        """How well every clip fits every prompt, B clips and text (P, Dt) to (B, P) MOS, without the own scale."""
+        return bounded(self.match.all_pairs(seen.content, text))
 
 
 class QualityModel(nn.Module):
@@ -245,6 +267,8 @@ class QualityModel(nn.Module):
     """
 
     mixture: Tensor
+    bridge_gain: Tensor
+    doubt: Tensor
 
     def __init__(
         self,
@@ -266,6 +290,10 @@ class QualityModel(nn.Module):
         mixture[:-1] = 1 / len(self.judges)
         self.register_buffer("mixture", mixture)
         self.calibration = Calibration(len(DIMENSIONS))
+        self.familiarity = Familiarity(self.encoder.familiar_by)
+        # Nothing is known of distance and bridge before they are measured: until then the match stands alone.
+        self.register_buffer("bridge_gain", torch.zeros(1))
+        self.register_buffer("doubt", torch.zeros(1))
 
     @property
     def encoder(self) -> Encoder:
@@ -293,19 +321,20 @@ class QualityModel(nn.Module):
         embeddings: Tensor = self.text(prompts)
         return embeddings
 
-    def known(self, activations: Activations, text: Tensor) -> Tensor:
-        """What the bridge adds to the match of every clip with every prompt: (B, P), logits. 0 where there is none."""
+    def joined(self, activations: Activations, text: Tensor, distance: Tensor) -> Joined | None:
+        """How match and bridge are joined for clips at a distance (B,), each with its prompt (B, Dt)."""
         if self.bridge is None:
-            return text.new_zeros(len(next(iter(activations.values()))), len(text))
-        with torch.no_grad():
-            found: Tensor = BRIDGE_GAIN * self.bridge(activations["classes"], text)
-        return found
+            return None
+        trust = 1 - self.doubt * (distance - FAMILIAR).clamp(0, 1).nan_to_num(1.0)
+        known = self.bridge(activations["classes"], text).diagonal()
+        return Joined(trust, known * (trust * self.bridge_gain + (1 - trust) * BRIDGE_ALONE))
 
     def from_stem(self, activations: Activations, text: Tensor) -> Prediction:
         """Score clips from their stem's activations and (B, Dt) prompt embeddings."""
-        known = self.known(activations, text).diagonal()
         seen = [judge.see(activations) for judge in self.judges]
-        judged = [judge.judge(each, text, known) for judge, each in zip(self.judges, seen, strict=True)]
+        distance = self.familiarity(seen[0].content)
+        joined = self.joined(activations, text, distance)
+        judged = [judge.judge(each, text, joined=joined) for judge, each in zip(self.judges, seen, strict=True)]
         aspects = self.mixed(torch.stack([parts for parts, _ in judged]), self.forest(activations))
         overall = [
             judge.head.overall(aspects, weights) for judge, (_, weights) in zip(self.judges, judged, strict=True)
@@ -315,6 +344,7 @@ class QualityModel(nn.Module):
             mos=self.calibration(mos.float()),
             aspect_weights=torch.stack([weights for _, weights in judged]).mean(0),
             auxiliary=seen[0].auxiliary,
+            distance=distance,
         )
 
     def forest(self, activations: Activations) -> Tensor | None:

@@ -31,6 +31,14 @@ class ScoreAnswer(BaseModel):
 
     scores: FiveScores
     aspect_weights: AspectWeights
+    distance: float = Field(
+        description="from the clips that the model was trained on: up to 1 for clips of their kind, with no upper end",
+        examples=[0.71],
+    )
+    warning: str | None = Field(
+        description="why not to trust the scores, where a clip is unlike those the model was trained on; else null",
+        examples=[None],
+    )
     model: str = Field(description="which model said so", examples=["models:/qualivision/3"])
     prompt: str = Field(description="the prompt as it was read", examples=[PROMPT])
     request_id: str = Field(description="as in X-Request-ID, and in the server's log", examples=["6f0c2b5e9a41"])

@@ -235,6 +235,8 @@ def _answer(scores: Scores, request_id: str) -> ScoreAnswer:
     return ScoreAnswer(
         scores=FiveScores(**{name: round(value, 4) for name, value in scores.values.items()}),
         aspect_weights=AspectWeights(**{name: round(value, 4) for name, value in scores.aspect_weights.items()}),
+        distance=round(scores.distance, 4),
+        warning=scores.warning or None,
         model=scores.model,
         prompt=scores.prompt,
         request_id=request_id,

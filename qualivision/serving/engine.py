@@ -248,6 +248,7 @@ class Engine:
             return
         self._metrics.model_seconds.observe(time.monotonic() - start)
         self._metrics.batch.observe(len(wanted))
+        self._metrics.unfamiliar.inc(sum(bool(scores.warning) for scores in found))
         for (clip, _), scores in zip(wanted, found, strict=True):
             self._leave(clip)
             clip.outcome.set_result(scores)

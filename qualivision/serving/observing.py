@@ -46,6 +46,9 @@ class Metrics:
             "qualivision_batch_clips", "Clips in a batch.", buckets=(1, 2, 4, 8, 16, 32, 64), registry=registry
         )
         self.refused = Counter("qualivision_videos_refused", "Videos that can't be used.", registry=registry)
+        self.unfamiliar = Counter(
+            "qualivision_clips_unfamiliar", "Scored clips unlike what the model was trained on.", registry=registry
+        )
         self.lost = Counter(
             "qualivision_decoders_lost", "Videos that crashed or hung the process that read them.", registry=registry
         )

@@ -1,8 +1,8 @@
 """The registered model as MLflow serves it: a pyfunc made from this file, with our package beside it and no pickle.
 
 In: a table with `video`, the bytes of a video file (base64 in JSON), and `prompt`. A client sends its video and names
-none: it can't make the server read a file of its own. Out: one row each with the five MOS, and `error`, which is empty
-where there are scores. One bad video in a table of a million rows costs its own row.
+none: it can't make the server read a file of its own. Out: one row each with the five MOS, `distance` and `warning` as
+in `Scores`, and `error`, which is empty where there are scores. One bad video in a million rows costs its own row.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 BOUNDS = Bounds(seconds=600)
 _AT_ONCE = 16
 """Rows whose videos lie on disk, and whose frames may wait in memory."""
+_NUMBERS = (*DIMENSIONS, "distance")
 
 
 class QualityScorer(PythonModel):
@@ -57,11 +58,12 @@ class QualityScorer(PythonModel):
             model_input: columns `video` (bytes) and `prompt` (text).
             params: not used.
         Returns:
-            The five MOS and `error`, a row each; where `error` says something, there is no MOS.
+            The five MOS, `distance`, `warning` and `error`, a row each; where `error` says something, there are no
+            numbers.
         """
         rows = list(zip(model_input["video"], model_input["prompt"], strict=True))
         found = [row for start in range(0, len(rows), _AT_ONCE) for row in self._score(rows[start : start + _AT_ONCE])]
-        table = pd.DataFrame(found, columns=[*DIMENSIONS, "error"], index=model_input.index)
+        table = pd.DataFrame(found, columns=[*_NUMBERS, "warning", "error"], index=model_input.index)
         # None and not NaN, which MLflow's server would put into its answer as it is: that is no JSON.
         return table.astype(object).where(table.notna(), None) if table["error"].any() else table
 
@@ -87,12 +89,13 @@ class QualityScorer(PythonModel):
             try:
                 shown = frames.result()
                 with self._model_is_busy:
-                    return {**self._scorer.judge([("the video", prompt, shown)])[0].values, "error": ""}
+                    scores = self._scorer.judge([("the video", prompt, shown)])[0]
+                return {**scores.values, "distance": scores.distance, "warning": scores.warning, "error": ""}
             except QualiVisionError as err:
                 decoding = err
         # Of a video the cause alone: where it lay is nobody's business.
         said = f"the video {decoding.cause}" if isinstance(decoding, VideoError) else str(decoding)
-        return dict.fromkeys(DIMENSIONS, float("nan")) | {"error": said}
+        return dict.fromkeys(_NUMBERS, float("nan")) | {"warning": "", "error": said}
 
 
 mlflow.models.set_model(QualityScorer())

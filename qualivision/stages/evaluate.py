@@ -22,7 +22,7 @@ def run(model: str) -> str:
     from qualivision.evaluation.report import TrainSide, table, write_report
     from qualivision.training.checkpoint import checkpoint_id, load_checkpoint
     from qualivision.training.data import ClipSet
-    from qualivision.training.loop import predict
+    from qualivision.training.loop import predict_with_distance
 
     settings = load_settings()
     embeddings = PromptCache(places.prompts_dir(model), settings.model(model).text.encoder).read()
@@ -34,9 +34,9 @@ def run(model: str) -> str:
     scored, _ = load_checkpoint(checkpoint, with_stem=False)
     identity = checkpoint_id(checkpoint)
     predictions = test_set.table.copy()
-    predictions[[f"{dimension}_predicted" for dimension in DIMENSIONS]] = predict(
-        scored, test_set, batch_size=settings.model(model).train.batch_size
-    )
+    predicted, distance = predict_with_distance(scored, test_set, batch_size=settings.model(model).train.batch_size)
+    predictions[[f"{dimension}_predicted" for dimension in DIMENSIONS]] = predicted
+    predictions["distance"] = distance
     ratings = ratings_path(places.DATA, "test")
     metrics = write_report(
         places.report_dir(model),

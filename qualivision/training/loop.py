@@ -110,19 +110,17 @@ class Objective(nn.Module):
         """
         text = self.model.embed(batch.prompts, batch.text)
         every_text = torch.cat((_of_all(text), batch.others))
-        known = self.model.known(batch.activations, every_text)
-        own_known = self.model.known(batch.activations, text).diagonal()
         taught = (batch.known.isfinite() & batch.own).any(1)
         mos = _of_all(batch.mos)
         judged = []
         terms: dict[str, Tensor] = {}
         for place, judge in enumerate(self.model.judges):
             seen = judge.see(batch.activations)
-            aspects, weights = judge.judge(seen, text, own_known, taught)
+            aspects, weights = judge.judge(seen, text, taught=taught)
             predicted = torch.cat((aspects, judge.head.overall(aspects, weights).unsqueeze(1)), 1).float()
             every = Clips(_of_all(predicted), mos)
             earlier = [Clips(clips.predicted[place], clips.mos) for clips in window]
-            pairs = judge.alignment_of_all_pairs(seen, every_text, known).float()
+            pairs = judge.alignment_of_all_pairs(seen, every_text).float()
             for name, value in _terms(every, earlier, seen, pairs, batch).items():
                 terms[name] = terms.get(name, torch.zeros(())) + value / len(self.model.judges)
             judged.append(every.predicted.detach())
@@ -302,9 +300,10 @@ class Trainer:
 
     def _measured(self) -> dict[str, Tensor]:
         """The best epoch's tensors, with what is measured on it."""
+        # In every process, for it is nobody's turn any more to wait for another.
         load_trained(self.averaged, self.best, self.state_folder)
-        if self.accelerator.is_main_process:
-            measure_after(self.averaged, self.train_set, self.val_set, self.settings.seed)
+        settings = self.settings
+        measure_after(self.averaged, self.train_set, self.val_set, seed=settings.seed, batch_size=settings.batch_size)
         return trained_tensors(self.averaged)
 
     @property
@@ -552,7 +551,6 @@ def _memory_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-@torch.no_grad()
 def predict(
     model: QualityModel,
     clips: ClipSet,
@@ -561,6 +559,19 @@ def predict(
     device: torch.device | str = "cpu",
     batch_size: int = 32,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The MOS alone of `predict_with_distance`: (N, 5), in the order of `rows`, or of the table."""
+    return predict_with_distance(model, clips, rows=rows, device=device, batch_size=batch_size)[0]
+
+
+@torch.no_grad()
+def predict_with_distance(
+    model: QualityModel,
+    clips: ClipSet,
+    *,
+    rows: list[int] | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 32,
+) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]:
     """Score clips of a split from their cached activations.
 
     Args:
@@ -570,13 +581,16 @@ def predict(
         device: where the model is.
         batch_size: clips at once.
     Returns:
-        (N, 5) MOS, in the order of `rows`, or of the table.
+        (N, 5) MOS and (N,) distances from the training clips, in the order of `rows`, or of the table.
     """
     model.eval()
     rows = list(range(len(clips))) if rows is None else rows
     found = [torch.empty(0, len(DIMENSIONS), dtype=torch.float64)]
+    distance = [torch.empty(0, dtype=torch.float64)]
     for start in range(0, len(rows), batch_size):
         batch = clips.collate(rows[start : start + batch_size]).to(torch.device(device))
         text = model.embed(batch.prompts, batch.text)
-        found.append(model.from_stem(batch.activations, text).mos.double().cpu())
-    return torch.cat(found).numpy()
+        said = model.from_stem(batch.activations, text)
+        found.append(said.mos.double().cpu())
+        distance.append(said.distance.double().cpu())
+    return torch.cat(found).numpy(), torch.cat(distance).numpy()

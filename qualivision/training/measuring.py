@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from qualivision.cache import CacheError
 from qualivision.labels import DIMENSIONS, MOS_MAX, MOS_MIN
 from qualivision.models.bridge import class_phrases
 from qualivision.models.forest import Forest
-from qualivision.models.quality import ASPECTS, FOREST_ASPECTS, bounded
+from qualivision.models.quality import ALIGNMENT, ASPECTS, BRIDGE_ALONE, FOREST_ASPECTS, bounded
+from qualivision.training.familiarity import fit_familiarity
 from qualivision.training.mixing import fit_weights
 
 if TYPE_CHECKING:
@@ -34,13 +36,14 @@ TREES = 300
 LEAF = 3
 """Clips in a leaf, at least."""
 SHARE_OF_FEATURES = 0.33
+SHRINK_BRIDGE = 30.0
+"""The bridge is drawn to no part beside the match as by so many clips on which it says nothing."""
 SHRINK_CALIBRATION = 10.0
 """The calibration is drawn to the identity as by so many clips that are right already."""
-_AT_ONCE = 64
 
 
 def measure_before(model: QualityModel, train_set: ClipSet) -> None:
-    """Fit what depends on the training clips alone."""
+    """Fit what depends on the training clips alone. Raises CacheError without the phrases that the bridge needs."""
     rows = range(len(train_set))
     first, *others = model.judges
     first.encoder.fit(train_set.activations(row) for row in rows)
@@ -48,6 +51,8 @@ def measure_before(model: QualityModel, train_set: ClipSet) -> None:
         judge.encoder.load_state_dict(_buffers(first.encoder), strict=False)
     if model.bridge is not None:
         classes = torch.stack([train_set.activations(row)["classes"] for row in rows])
+        if missing := [phrase for phrase in class_phrases() if phrase not in train_set.embeddings]:
+            raise CacheError(f"{missing[0]!r}: is not in the prompt cache; run `qualivision prompts`")
         names = torch.from_numpy(np.stack([train_set.embeddings[phrase] for phrase in class_phrases()]))
         model.bridge.fit(names, classes, train_set.text)
 
@@ -57,14 +62,24 @@ def _buffers(encoder: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def measure_after(model: QualityModel, train_set: ClipSet, val_set: ClipSet, seed: int) -> None:
-    """Fit the forests, the shares of judges and forests, and the calibration."""
+def measure_after(model: QualityModel, train_set: ClipSet, val_set: ClipSet, *, seed: int, batch_size: int) -> None:
+    """Fit the forests, what is near, the bridge's part, the shares of judges and forests, and the calibration.
+
+    Args:
+        model: with the weights of the best epoch; on any device.
+        train_set, val_set: what the forests learn from, and what the rest is fitted on.
+        seed: of the forests.
+        batch_size: clips at once.
+    """
     model.eval()
-    model.forests = cast("list[Forest]", nn.ModuleList(fit_forests(model, train_set, seed)))
+    model.forests = cast("list[Forest]", nn.ModuleList(fit_forests(model, train_set, seed, batch_size)))
+    fit_familiarity(model, train_set, val_set, batch_size=batch_size)
+    model.doubt.fill_(1.0)
     rated = val_set.mos.numpy()
-    judged, forest = _members(model, val_set)
+    model.bridge_gain.fill_(_fit_bridge(model, val_set, batch_size))
+    judged, forest = _members(model, val_set, batch_size)
     members = torch.cat((judged, forest.unsqueeze(0)))
-    shares = torch.zeros_like(model.mixture)
+    shares = torch.zeros(model.mixture.shape)
     for aspect in range(len(ASPECTS)):
         able = members[:, :, aspect].isfinite().all(1)
         shares[able, aspect] = torch.from_numpy(
@@ -72,20 +87,43 @@ def measure_after(model: QualityModel, train_set: ClipSet, val_set: ClipSet, see
         ).float()
     model.mixture.copy_(shares)
     model.calibration.reset()
-    batches = _batches(model, val_set)
+    batches = _batches(model, val_set, batch_size)
     mos = torch.cat([model.from_stem(b.activations, model.embed(b.prompts, b.text)).mos for b in batches])
     for place in range(len(DIMENSIONS)):
         slope, offset = fit_calibration(mos[:, place].double().cpu().numpy(), rated[:, place])
         model.calibration.slope[place], model.calibration.offset[place] = slope, offset
 
 
-def fit_forests(model: QualityModel, train_set: ClipSet, seed: int) -> list[Forest]:
+def _fit_bridge(model: QualityModel, clips: ClipSet, batch_size: int) -> float:
+    """How many logits a deviation of the bridge is worth beside the match, on clips of the training clips' kind."""
+    if model.bridge is None:
+        return 0.0
+    match, known = [], []
+    for batch in _batches(model, clips, batch_size):
+        text = model.embed(batch.prompts, batch.text)
+        own = [judge.match(judge.see(batch.activations).content, text) * judge.head.own_scale for judge in model.judges]
+        match.append(torch.stack(own).mean(0))
+        known.append(model.bridge(batch.activations["classes"], text).diagonal())
+    rated = clips.mos[:, ALIGNMENT].double().numpy()
+    found = [torch.cat(part).double().cpu().numpy() for part in (match, known)]
+    # A slope and a level of their own, so that the bridge is asked for nothing that the calibration gives; as by
+    # `SHRINK_BRIDGE` more clips on which it says nothing.
+    logits = torch.logit((torch.from_numpy(rated) - MOS_MIN) / (MOS_MAX - MOS_MIN), eps=0.05).numpy()
+    columns = np.stack([part - part.mean() for part in found], 1)
+    penalty = np.diag([0.0, SHRINK_BRIDGE * columns[:, 1].var()])
+    _, gain = np.linalg.lstsq(columns.T @ columns + penalty, columns.T @ (logits - logits.mean()), rcond=None)[0]
+    return float(np.clip(gain, 0.0, BRIDGE_ALONE))
+
+
+def fit_forests(model: QualityModel, train_set: ClipSet, seed: int, batch_size: int) -> list[Forest]:
     """The forest on pictures and the one on what changes in time; none where the encoder has nothing for them."""
     from sklearn.ensemble import ExtraTreesRegressor
 
-    found = [model.encoder.measured(batch.activations) for batch in _batches(model, train_set)]
-    if found[0] is None:
-        return []
+    found = []
+    for batch in _batches(model, train_set, batch_size):
+        if (measured := model.encoder.measured(batch.activations)) is None:
+            return []
+        found.append(measured)
     forests = []
     for each, places in zip(zip(*found, strict=True), FOREST_ASPECTS, strict=True):
         fitted = ExtraTreesRegressor(
@@ -93,7 +131,7 @@ def fit_forests(model: QualityModel, train_set: ClipSet, seed: int) -> list[Fore
         )
         targets = train_set.mos[:, places].numpy()
         fitted.fit(torch.cat(each).cpu().numpy(), targets if len(places) > 1 else targets[:, 0])
-        forests.append(Forest.of(fitted))
+        forests.append(Forest.of(fitted).to(model.mixture.device))
     return forests
 
 
@@ -113,20 +151,21 @@ def fit_calibration(predicted: Floats, rated: Floats) -> tuple[float, float]:
     return float(np.exp(slope)), float(offset)
 
 
-def _members(model: QualityModel, clips: ClipSet) -> tuple[Tensor, Tensor]:
+def _members(model: QualityModel, clips: ClipSet, batch_size: int) -> tuple[Tensor, Tensor]:
     """(judges, N, 4) and (N, 4), NaN where a forest says nothing: MOS of the aspects by each of them, on the CPU."""
     judged, forest = [], []
-    for batch in _batches(model, clips):
+    for batch in _batches(model, clips, batch_size):
         text = model.embed(batch.prompts, batch.text)
-        known = model.known(batch.activations, text).diagonal()
-        each = [judge.judge(judge.see(batch.activations), text, known)[0] for judge in model.judges]
+        seen = [judge.see(batch.activations) for judge in model.judges]
+        joined = model.joined(batch.activations, text, model.familiarity(seen[0].content))
+        each = [judge.judge(own, text, joined=joined)[0] for judge, own in zip(model.judges, seen, strict=True)]
         judged.append(torch.stack(each).cpu())
         trees = model.forest(batch.activations)
         forest.append(torch.full_like(judged[-1][0], torch.nan) if trees is None else trees.cpu())
     return torch.cat(judged, 1), torch.cat(forest)
 
 
-def _batches(model: QualityModel, clips: ClipSet) -> Iterator[Batch]:
+def _batches(model: QualityModel, clips: ClipSet, batch_size: int) -> Iterator[Batch]:
     device = next(model.parameters()).device
-    for start in range(0, len(clips), _AT_ONCE):
-        yield clips.collate(list(range(start, min(start + _AT_ONCE, len(clips))))).to(device)
+    for start in range(0, len(clips), batch_size):
+        yield clips.collate(list(range(start, min(start + batch_size, len(clips))))).to(device)
