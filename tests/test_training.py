@@ -19,6 +19,8 @@ from qualivision.settings import TrainSettings
 from qualivision.training import loop
 from qualivision.training.loop import STATE, Trained, Trainer, TrainingError, predict
 
+pytestmark = pytest.mark.usefixtures("few_trees")
+
 
 class Interrupted(Exception):
     pass
@@ -250,7 +252,7 @@ def test_an_activation_that_is_no_number_stops_training_with_its_clip_alone(tmp_
 
 def test_a_loss_that_is_no_number_names_step_terms_and_clips(own_data, tmp_path):
     going = trainer(own_data, tmp_path / "state", train_settings(batch_size=12))
-    going.model.head.readouts[0][-1].bias.data.fill_(torch.nan)
+    going.model.judges[0].head.readouts[0][-1].bias.data.fill_(torch.nan)
     with pytest.raises(TrainingError, match=r"the loss is nan at step 0 \(regression nan, ") as caught:
         run(going)
     assert all(name in str(caught.value) for name in own_data.clips("train").table["video_name"])

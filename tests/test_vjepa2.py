@@ -16,7 +16,7 @@ from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
 
 from qualivision.models import vjepa2_stem
 from qualivision.models.fusion import ConcatenationFusion, Match, QualityAwareFusion
-from qualivision.models.quality import MosHead, QualityModel
+from qualivision.models.quality import Judge, MosHead, QualityModel
 from qualivision.models.vjepa2 import QUERIES, Vjepa2Encoder, _fields, load_top
 from qualivision.models.vjepa2_stem import (
     FrameSizeError,
@@ -92,9 +92,8 @@ def encoder_of(folder: Path, ratio: float = 0.5, *, with_stem: bool = True, **se
 
 
 def model_of(encoder: Vjepa2Encoder, fusion: type[nn.Module] = ConcatenationFusion) -> QualityModel:
-    return QualityModel(
-        encoder, fusion(WIDTH, TEXT_WIDTH, 0.0), Match(encoder.content_width, TEXT_WIDTH, 0.0), MosHead(WIDTH, 0.0)
-    )
+    match = Match(encoder.content_width, TEXT_WIDTH, 0.0)
+    return QualityModel([Judge(encoder, fusion(WIDTH, TEXT_WIDTH, 0.0), match, MosHead(WIDTH, 0.0))], TEXT_WIDTH)
 
 
 def made_up_text(prompts: int) -> torch.Tensor:
@@ -104,9 +103,10 @@ def made_up_text(prompts: int) -> torch.Tensor:
 
 def a_loss(model: QualityModel, activations: Activations) -> torch.Tensor:
     """MOS and Alignment of all pairs, as training asks for them."""
-    text, seen = made_up_text(2), model.see(activations)
+    text, judge = made_up_text(2), model.judges[0]
     wanted = torch.tensor([[1.5], [4.5]])
-    mos, pairs = model.judge(seen, text).mos, model.alignment_of_all_pairs(seen, text)
+    mos = model.from_stem(activations, text).mos
+    pairs = judge.alignment_of_all_pairs(judge.see(activations), text, model.known(activations, text))
     return (mos - wanted).square().sum() + (pairs - wanted).square().sum()
 
 
@@ -346,9 +346,9 @@ def test_an_encoder_is_rebuilt_from_its_config_and_trained_tensors_alone(folder,
     trained = model_of(encoder_of(folder)).eval()
     tensors, config = trained_tensors(trained), json.loads(json.dumps(trained.encoder.config))
     assert not [name for name in tensors if "frozen" in name]
-    assert {name for name in tensors if name.startswith("encoder.backbone.layers.")} >= {
-        "encoder.backbone.layers.0.norm1.weight",
-        "encoder.backbone.layers.1.mlp.fc2.bias",
+    assert {name for name in tensors if name.startswith("judges.0.encoder.backbone.layers.")} >= {
+        "judges.0.encoder.backbone.layers.0.norm1.weight",
+        "judges.0.encoder.backbone.layers.1.mlp.fc2.bias",
     }
     rebuilt = model_of(Vjepa2Encoder(config, WIDTH, freeze_ratio=0.5)).eval()
     load_trained(rebuilt, tensors, Path("checkpoint"))

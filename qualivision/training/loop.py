@@ -297,13 +297,15 @@ class Trainer:
                 f"train.sharded needs several processes and precision bf16 or no, got {processes} with {precision}; "
                 "set train.processes, or train.sharded to false"
             )
-        shard(self.objective, self.model.encoder, self.accelerator.device)
+        layers = [layer for judge in self.model.judges for layer in judge.encoder.layers()]
+        shard(self.objective, layers, self.accelerator.device)
 
     def _measured(self) -> dict[str, Tensor]:
         """The best epoch's tensors, with what is measured on it."""
         load_trained(self.averaged, self.best, self.state_folder)
         if self.accelerator.is_main_process:
-            measure_after(self.averaged, self.train_set, self.val_set, self.settings.seed)
+            seed, size = self.settings.seed, self.settings.batch_size
+            measure_after(self.averaged, self.train_set, self.val_set, seed=seed, batch_size=size)
         return trained_tensors(self.averaged)
 
     @property

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from qualivision.cache import CacheError
 from qualivision.labels import DIMENSIONS, MOS_MAX, MOS_MIN
 from qualivision.models.bridge import class_phrases
 from qualivision.models.forest import Forest
@@ -36,11 +37,10 @@ LEAF = 3
 SHARE_OF_FEATURES = 0.33
 SHRINK_CALIBRATION = 10.0
 """The calibration is drawn to the identity as by so many clips that are right already."""
-_AT_ONCE = 64
 
 
 def measure_before(model: QualityModel, train_set: ClipSet) -> None:
-    """Fit what depends on the training clips alone."""
+    """Fit what depends on the training clips alone. Raises CacheError without the phrases that the bridge needs."""
     rows = range(len(train_set))
     first, *others = model.judges
     first.encoder.fit(train_set.activations(row) for row in rows)
@@ -48,6 +48,8 @@ def measure_before(model: QualityModel, train_set: ClipSet) -> None:
         judge.encoder.load_state_dict(_buffers(first.encoder), strict=False)
     if model.bridge is not None:
         classes = torch.stack([train_set.activations(row)["classes"] for row in rows])
+        if missing := [phrase for phrase in class_phrases() if phrase not in train_set.embeddings]:
+            raise CacheError(f"{missing[0]!r}: is not in the prompt cache; run `qualivision prompts`")
         names = torch.from_numpy(np.stack([train_set.embeddings[phrase] for phrase in class_phrases()]))
         model.bridge.fit(names, classes, train_set.text)
 
@@ -57,14 +59,21 @@ def _buffers(encoder: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def measure_after(model: QualityModel, train_set: ClipSet, val_set: ClipSet, seed: int) -> None:
-    """Fit the forests, the shares of judges and forests, and the calibration."""
+def measure_after(model: QualityModel, train_set: ClipSet, val_set: ClipSet, *, seed: int, batch_size: int) -> None:
+    """Fit the forests, the shares of judges and forests, and the calibration.
+
+    Args:
+        model: with the weights of the best epoch; on any device.
+        train_set, val_set: what the forests learn from, and what the rest is fitted on.
+        seed: of the forests.
+        batch_size: clips at once.
+    """
     model.eval()
-    model.forests = cast("list[Forest]", nn.ModuleList(fit_forests(model, train_set, seed)))
+    model.forests = cast("list[Forest]", nn.ModuleList(fit_forests(model, train_set, seed, batch_size)))
     rated = val_set.mos.numpy()
-    judged, forest = _members(model, val_set)
+    judged, forest = _members(model, val_set, batch_size)
     members = torch.cat((judged, forest.unsqueeze(0)))
-    shares = torch.zeros_like(model.mixture)
+    shares = torch.zeros(model.mixture.shape)
     for aspect in range(len(ASPECTS)):
         able = members[:, :, aspect].isfinite().all(1)
         shares[able, aspect] = torch.from_numpy(
@@ -72,20 +81,22 @@ def measure_after(model: QualityModel, train_set: ClipSet, val_set: ClipSet, see
         ).float()
     model.mixture.copy_(shares)
     model.calibration.reset()
-    batches = _batches(model, val_set)
+    batches = _batches(model, val_set, batch_size)
     mos = torch.cat([model.from_stem(b.activations, model.embed(b.prompts, b.text)).mos for b in batches])
     for place in range(len(DIMENSIONS)):
         slope, offset = fit_calibration(mos[:, place].double().cpu().numpy(), rated[:, place])
         model.calibration.slope[place], model.calibration.offset[place] = slope, offset
 
 
-def fit_forests(model: QualityModel, train_set: ClipSet, seed: int) -> list[Forest]:
+def fit_forests(model: QualityModel, train_set: ClipSet, seed: int, batch_size: int) -> list[Forest]:
     """The forest on pictures and the one on what changes in time; none where the encoder has nothing for them."""
     from sklearn.ensemble import ExtraTreesRegressor
 
-    found = [model.encoder.measured(batch.activations) for batch in _batches(model, train_set)]
-    if found[0] is None:
-        return []
+    found = []
+    for batch in _batches(model, train_set, batch_size):
+        if (measured := model.encoder.measured(batch.activations)) is None:
+            return []
+        found.append(measured)
     forests = []
     for each, places in zip(zip(*found, strict=True), FOREST_ASPECTS, strict=True):
         fitted = ExtraTreesRegressor(
@@ -93,7 +104,7 @@ def fit_forests(model: QualityModel, train_set: ClipSet, seed: int) -> list[Fore
         )
         targets = train_set.mos[:, places].numpy()
         fitted.fit(torch.cat(each).cpu().numpy(), targets if len(places) > 1 else targets[:, 0])
-        forests.append(Forest.of(fitted))
+        forests.append(Forest.of(fitted).to(model.mixture.device))
     return forests
 
 
@@ -113,10 +124,10 @@ def fit_calibration(predicted: Floats, rated: Floats) -> tuple[float, float]:
     return float(np.exp(slope)), float(offset)
 
 
-def _members(model: QualityModel, clips: ClipSet) -> tuple[Tensor, Tensor]:
+def _members(model: QualityModel, clips: ClipSet, batch_size: int) -> tuple[Tensor, Tensor]:
     """(judges, N, 4) and (N, 4), NaN where a forest says nothing: MOS of the aspects by each of them, on the CPU."""
     judged, forest = [], []
-    for batch in _batches(model, clips):
+    for batch in _batches(model, clips, batch_size):
         text = model.embed(batch.prompts, batch.text)
         known = model.known(batch.activations, text).diagonal()
         each = [judge.judge(judge.see(batch.activations), text, known)[0] for judge in model.judges]
@@ -126,7 +137,7 @@ def _members(model: QualityModel, clips: ClipSet) -> tuple[Tensor, Tensor]:
     return torch.cat(judged, 1), torch.cat(forest)
 
 
-def _batches(model: QualityModel, clips: ClipSet) -> Iterator[Batch]:
+def _batches(model: QualityModel, clips: ClipSet, batch_size: int) -> Iterator[Batch]:
     device = next(model.parameters()).device
-    for start in range(0, len(clips), _AT_ONCE):
-        yield clips.collate(list(range(start, min(start + _AT_ONCE, len(clips))))).to(device)
+    for start in range(0, len(clips), batch_size):
+        yield clips.collate(list(range(start, min(start + batch_size, len(clips))))).to(device)
