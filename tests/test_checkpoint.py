@@ -169,7 +169,9 @@ def test_a_damaged_card_is_named(folder, content):
         load_checkpoint(folder, with_stem=False)
 
 
-@pytest.mark.parametrize(("key", "value"), [("more", 1), ("frames", {"count": 4}), ("network", {"width": -1})])
+@pytest.mark.parametrize(
+    ("key", "value"), [("more", 1), ("frames", {"count": 4}), ("network", {"width": -1}), ("forests", [3])]
+)
 def test_a_card_with_values_of_another_version_is_named(folder, key, value):
     values = json.loads((folder / CARD).read_text())
     (folder / CARD).write_text(json.dumps(values | {key: value}))

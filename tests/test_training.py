@@ -37,9 +37,17 @@ def own_data(tmp_path) -> DataSet:
     return write_data_set(tmp_path, train=12, val=4)
 
 
-def trainer(data: DataSet, state, settings: TrainSettings, *, identity: str = "one", dropout: float = 0.2) -> Trainer:
+def trainer(
+    data: DataSet,
+    state,
+    settings: TrainSettings,
+    *,
+    identity: str = "one",
+    dropout: float = 0.2,
+    judges: int = 1,
+) -> Trainer:
     train_set, val_set = data.clips("train"), data.clips("val")
-    net = network(dropout=dropout)
+    net = network(dropout=dropout).model_copy(update={"judges": judges})
     return Trainer(
         lambda: build_model("lite", net, train_set.text.shape[1]),
         train_set,

@@ -10,12 +10,15 @@ import textwrap
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from small_models import train_settings, write_data_set
 from test_training import run, trainer
 
 from qualivision.cache import CacheError
+from qualivision.labels import other_prompts_path
+from qualivision.models.bridge import class_phrases
 from qualivision.training import loop
 from qualivision.training.data import ClipSet
 from qualivision.training.loop import STATE, TrainingError
@@ -180,7 +183,7 @@ RANK = """
     root, out, size, sharded = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "sharded"
     data = DataSet(root, made_up_embeddings())
     settings = train_settings(epochs=2, batch_size=size, gradient_norm=1e9, average=0.9, sharded=sharded)
-    going = trainer(data, out / "state", settings, dropout=0.0)
+    going = trainer(data, out / "state", settings, dropout=0.0, judges=2)
     first = {}
     step = going.optimizer.step
     def recorded(*args, **kwargs):
@@ -212,9 +215,12 @@ def ranks(data, out: Path, *, processes: int, batch_size: int, sharded: bool = F
 
 
 @pytest.fixture(scope="module")
-def several(data, tmp_path_factory):
-    """The same training by one process, by two, and by two that share the parameters."""
+def several(tmp_path_factory):
+    """The same training of two judges by one process, by two, and by two that share the parameters."""
     root = tmp_path_factory.mktemp("several")
+    data = write_data_set(root)
+    others = pd.DataFrame({"Prompt": class_phrases()[:5], "asks": '{"subject": "ball"}'})  # whatever has an embedding
+    others.to_csv(other_prompts_path(data.root / "data", "train"), index=False)
     ranks(data, root / "one", processes=1, batch_size=16)
     ranks(data, root / "two", processes=2, batch_size=8)
     ranks(data, root / "sharded", processes=2, batch_size=8, sharded=True)
