@@ -1,4 +1,4 @@
-"""What is measured around training: shares of judges and forests, calibration, and that a checkpoint keeps all of it."""
+"""What is measured around training: shares of judges and forests, and calibration; and that a checkpoint keeps it."""
 
 from __future__ import annotations
 

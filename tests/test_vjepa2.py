@@ -15,6 +15,7 @@ from torch import nn
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
 
 from qualivision.models import vjepa2_stem
+from qualivision.models.factory import build_model, build_stem
 from qualivision.models.fusion import ConcatenationFusion, Match, QualityAwareFusion
 from qualivision.models.quality import Judge, MosHead, QualityModel
 from qualivision.models.vjepa2 import QUERIES, Vjepa2Encoder, _fields, load_top
@@ -30,6 +31,7 @@ from qualivision.models.vjepa2_stem import (
     weights_files,
 )
 from qualivision.models.weights import WeightsError
+from qualivision.settings import Vjepa2Network
 from qualivision.training.checkpoint import load_trained, trained_tensors
 
 if TYPE_CHECKING:
@@ -388,6 +390,21 @@ def test_model_without_its_stem_refuses_frames_and_takes_activations(folder, fra
     with pytest.raises(RuntimeError, match="built without its stem"):
         encoder.see(encoder.stem(frames))
     assert encoder.see(load_stem(folder, 0.5)(frames)).content.shape == (2, encoder.content_width)
+
+
+@pytest.mark.parametrize("cache_stem", [True, False])
+def test_several_judges_share_the_frozen_layers(folder, frames, cache_stem):
+    values = {"weights": str(folder), "width": WIDTH, "dropout": 0.0, "freeze_ratio": 0.5, "stem_precision": "fp32"}
+    settings = Vjepa2Network.model_validate(values | {"cache_stem": cache_stem, "judges": 2})
+    model = build_model("vjepa2", settings, TEXT_WIDTH, stem=build_stem("vjepa2", settings)).eval()
+    first, second = (judge.encoder for judge in model.judges)
+    assert first.frozen is second.frozen and not [name for name in trained_tensors(model) if "frozen" in name]
+    text = made_up_text(2)
+    with torch.no_grad():
+        activations = model.stem(frames)
+        judged = [judge.judge(judge.see(activations), text, torch.zeros(2))[0] for judge in model.judges]
+        assert torch.allclose(model(frames, text).mos[:, :4], torch.stack(judged).mean(0), atol=1e-4)
+    assert not torch.allclose(*judged)
 
 
 def test_a_stem_of_another_ratio_is_refused(folder):
