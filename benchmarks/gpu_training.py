@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from qualivision.models.dover import DoverEncoder
 from qualivision.models.fusion import ConcatenationFusion, Match, QualityAwareFusion
-from qualivision.models.quality import MosHead, QualityModel
+from qualivision.models.quality import Judge, MosHead, QualityModel
 from qualivision.models.vjepa2 import Vjepa2Encoder
 from qualivision.models.vjepa2_stem import Vjepa2Stem
 from qualivision.training.losses import correlation_loss, ranking_loss, regression_loss
@@ -174,7 +174,8 @@ def vjepa2(options: list[str], batch: int, *, small: bool, device: torch.device)
 
 def whole(encoder: Any, fusion: Any) -> QualityModel:
     """A model around an encoder."""
-    return QualityModel(encoder, fusion, Match(encoder.content_width, TEXT_WIDTH, 0.1), MosHead(256, 0.1))
+    match = Match(encoder.content_width, TEXT_WIDTH, 0.1)
+    return QualityModel([Judge(encoder, fusion, match, MosHead(256, 0.1))], TEXT_WIDTH)
 
 
 def made_up_frames(batch: int, frames: int, side: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -196,12 +197,15 @@ def training_step(network: QualityModel, activations: dict[str, torch.Tensor], b
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
     text = torch.nn.functional.normalize(torch.randn(batch, TEXT_WIDTH, device=device), dim=1)
     rated = 1 + 4 * torch.rand(batch, 5, device=device)
+    judge = network.judges[0]
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16):
-            seen = network.see(activations)
-            found = network.judge(seen, text).mos.float()
-            pairs = network.alignment_of_all_pairs(seen, text).float()
+            seen = judge.see(activations)
+            known = network.known(activations, text)
+            aspects, weights = judge.judge(seen, text, known.diagonal())
+            found = torch.cat((aspects, judge.head.overall(aspects, weights).unsqueeze(1)), 1).float()
+            pairs = judge.alignment_of_all_pairs(seen, text, known).float()
         loss = regression_loss(found, rated) + ranking_loss(found, rated) + correlation_loss(found, rated)
         loss = loss + (pairs - rated[:, 1:2]).square().mean()
         for score in seen.auxiliary.values():

@@ -66,7 +66,7 @@ def read_other_prompts(path: Path) -> dict[str, dict[str, str]]:
     """{prompt: what it asks for, by aspect} of a table of prompts without a clip; empty when there is none.
 
     Raises:
-        LabelError: a missing column, or what a prompt asks for is not JSON, or no aspect of `ASPECT_OF_PROMPT`.
+        LabelError: not a CSV, a missing column, or what a prompt asks for is not JSON of aspects of `ASPECT_OF_PROMPT`.
     """
     import json
 
@@ -74,15 +74,20 @@ def read_other_prompts(path: Path) -> dict[str, dict[str, str]]:
 
     if not path.exists():
         return {}
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as err:
+        raise LabelError(f"{path}: not a UTF-8 CSV table: {str(err).strip()}") from err
     if missing := [column for column in ("Prompt", "asks") if column not in table]:
         raise LabelError(f"{path}: column {', '.join(missing)} is missing")
     prompts = {}
     for prompt, asks in zip(table["Prompt"], table["asks"], strict=True):
         try:
-            prompts[prompt] = dict(json.loads(asks))
+            prompts[prompt] = json.loads(asks)
             graded_alignment(prompts[prompt], {})
-        except (ValueError, TypeError, LookupError, ZeroDivisionError) as err:
+            if not all(isinstance(value, str) for value in prompts[prompt].values()):
+                raise TypeError("an aspect's value is no text")
+        except (ValueError, TypeError, AttributeError, LookupError, ZeroDivisionError) as err:
             raise LabelError(f"{path}: {prompt!r} asks {asks}, which are not aspects of a prompt") from err
     return prompts
 

@@ -55,6 +55,14 @@ def write_clip(
     return path
 
 
+@pytest.fixture
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forests of a few trees, for tests that train many models: those of 300 take a second each."""
+    from qualivision.training import measuring
+
+    monkeypatch.setattr(measuring, "TREES", 10)
+
+
 @pytest.fixture(scope="session")
 def make_clip() -> MakeClip:
     """`make_clip(path, frames=..., codec=..., ...)` writes a tiny clip and returns its path."""

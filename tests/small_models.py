@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 FUSIONS = ("quality-aware", "concatenation")
 TEXT_WIDTH = 8
 MINILM_WIDTH = 384
+PROMPTS = 8
 FRAMES = FrameSpec(count=4, height=64, width=64)
 LOSS = LossSettings(regression=0.7, ranking=0.3, scale=0.1, correlation=0.3, alignment=0.5, auxiliary=0.2)
 
@@ -75,6 +76,12 @@ def made_up_text(prompts: int, *, seed: int = 1) -> torch.Tensor:
     )
 
 
+def made_up_embeddings() -> dict[str, np.ndarray]:
+    """Of the prompts of `write_data_set`, and of what lite wants embedded beside them."""
+    phrases = [*(f"prompt {number}" for number in range(PROMPTS)), *class_phrases()]
+    return dict(zip(phrases, made_up_text(len(phrases)).numpy(), strict=True))
+
+
 def train_settings(**changes: object) -> TrainSettings:
     values = {
         "seed": 0,
@@ -110,9 +117,7 @@ def write_data_set(root: Path, *, train: int = 40, val: int = 12, spoil: str | N
     """Write one; `spoil` names a clip one of whose activations is made NaN."""
     random = np.random.default_rng(0)
     stems, wanted = stem_cache(root / "stems", "lite"), {}
-    prompts = [f"prompt {number}" for number in range(8)]
-    phrases = [*prompts, *class_phrases()]
-    embeddings = dict(zip(phrases, made_up_text(len(phrases)).numpy(), strict=True))
+    embeddings = made_up_embeddings()
     for split, count in (("train", train), ("val", val), ("test", val)):
         names = [f"{'ABC'[number % 3]}_{split}{number:02d}.mp4" for number in range(count)]
         quality = random.uniform(0, 1, (count, len(MOS_COLUMNS)))
@@ -133,7 +138,7 @@ def write_data_set(root: Path, *, train: int = 40, val: int = 12, spoil: str | N
                 "statistics": statistics.astype(np.float32),
             }
             stems.write(key, arrays)
-        asked = [prompts[number % len(prompts)] for number in range(count)]
+        asked = [f"prompt {number % PROMPTS}" for number in range(count)]
         table = pd.DataFrame({"video_name": names, "Prompt": asked})
         table[list(MOS_COLUMNS)] = np.round(1 + 4 * quality, 2)
         path = labels_path(root / "data", split)

@@ -61,8 +61,8 @@ def test_checkpoint_holds_no_tensor_of_the_frozen_stem(folder):
     stem = {id(value) for value in real_stem().state_dict().values()}
     trained = {name for name, value in model.state_dict(keep_vars=True).items() if id(value) not in stem}
     assert not [name for name in stored if "frozen" in name]
-    assert stored.keys() == {name for name in trained if not name.startswith(checkpoint.FROZEN)}
-    assert (folder / WEIGHTS).stat().st_size < 2e6
+    assert stored.keys() == {name for name in trained if checkpoint.FROZEN not in name}
+    assert (folder / WEIGHTS).stat().st_size < 5e6, "the stem alone has 18 MB"
 
 
 def test_checkpoint_of_a_model_with_stem_loads_with_and_without_it(folder):
@@ -107,12 +107,15 @@ def test_another_stem_than_in_training_is_refused(folder):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda tensors: tensors.pop("fusion.queries"), r"missing \['fusion.queries'\]"),
+        (lambda tensors: tensors.pop("judges.0.fusion.queries"), r"missing \['judges.0.fusion.queries'\]"),
         (lambda tensors: tensors.update(more=torch.zeros(1)), r"unexpected \['more'\]"),
-        (lambda tensors: tensors.update({"encoder.frozen.mean": torch.zeros(1)}), "unexpected .'encoder.frozen.mean'"),
         (
-            lambda tensors: tensors.update({"fusion.queries": torch.zeros(1, 2)}),
-            r"fusion.queries \(1, 2\) for \(4, 16\)",
+            lambda tensors: tensors.update({"judges.0.encoder.frozen.mean": torch.zeros(1)}),
+            "unexpected .'judges.0.encoder.frozen.mean'",
+        ),
+        (
+            lambda tensors: tensors.update({"judges.0.fusion.queries": torch.zeros(1, 2)}),
+            r"judges.0.fusion.queries \(1, 2\) for \(4, 16\)",
         ),
     ],
     ids=["missing", "extra", "stem", "shape"],
@@ -130,7 +133,7 @@ def test_tensors_that_do_not_fit_change_nothing(folder):
     model = small_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     tensors = {name: value + 1 for name, value in before.items()}
-    del tensors["fusion.queries"]
+    del tensors["judges.0.fusion.queries"]
     with pytest.raises(CheckpointError):
         load_trained(model, tensors, folder)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -166,7 +169,9 @@ def test_a_damaged_card_is_named(folder, content):
         load_checkpoint(folder, with_stem=False)
 
 
-@pytest.mark.parametrize(("key", "value"), [("more", 1), ("frames", {"count": 4}), ("network", {"width": -1})])
+@pytest.mark.parametrize(
+    ("key", "value"), [("more", 1), ("frames", {"count": 4}), ("network", {"width": -1}), ("forests", [3])]
+)
 def test_a_card_with_values_of_another_version_is_named(folder, key, value):
     values = json.loads((folder / CARD).read_text())
     (folder / CARD).write_text(json.dumps(values | {key: value}))

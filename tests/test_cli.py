@@ -166,6 +166,28 @@ def test_an_error_that_a_user_can_mend_is_one_line_and_exit_1(call, monkeypatch,
     assert (code, out, err.splitlines()) == (1, "", lines)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "prompts"),
+    [
+        ((), 200),
+        (("--preset", "small"), 16),
+        (("--preset", "large"), 440),
+        (("--preset", "large", "--prompts", "7"), 7),
+    ],
+)
+def test_a_preset_says_how_many_prompts_the_sample_data_has(call, monkeypatch, arguments, prompts):
+    asked = []
+    monkeypatch.setattr("qualivision.sample_data.make_sample_data", lambda out, **how: asked.append(how["prompts"]))
+    assert call("sample-data", *arguments)[0] == 0
+    assert asked == [prompts]
+
+
+def test_a_preset_that_there_is_not_is_refused_with_those_there_are(call):
+    code, _, err = call("sample-data", "--preset", "huge")
+    assert code == 2
+    assert all(name in err for name in ("small", "demo", "large"))
+
+
 def test_a_defect_of_ours_keeps_its_traceback(monkeypatch):
     def fails() -> None:
         raise KeyError("ours")

@@ -14,7 +14,7 @@ from small_models import FUSIONS, LOSS, TEXT_WIDTH, made_up_text
 from qualivision.models import dover
 from qualivision.models.dover import ConvNeXt3D, DoverEncoder, Published, VideoHead, read_published
 from qualivision.models.fusion import ConcatenationFusion, Match, QualityAwareFusion
-from qualivision.models.quality import MosHead, QualityModel, unpacked
+from qualivision.models.quality import Judge, MosHead, QualityModel, unpacked
 from qualivision.models.weights import WeightsError
 from qualivision.training.data import Batch
 from qualivision.training.loop import Objective
@@ -227,7 +227,8 @@ def test_stem_packs_frames_exactly_and_see_gives_tokens_content_and_own_scores(t
 def test_every_parameter_gets_a_gradient(tmp_path, fusion):
     video = encoder(tmp_path)
     kind = QualityAwareFusion if fusion == "quality-aware" else ConcatenationFusion
-    model = QualityModel(video, kind(16, TEXT_WIDTH, 0.0), Match(32, TEXT_WIDTH, 0.0), MosHead(16, 0.0))
+    judge = Judge(video, kind(16, TEXT_WIDTH, 0.0), Match(32, TEXT_WIDTH, 0.0), MosHead(16, 0.0))
+    model = QualityModel([judge], TEXT_WIDTH)
     count = 4
     batch = Batch(
         rows=torch.arange(count),
@@ -236,6 +237,7 @@ def test_every_parameter_gets_a_gradient(tmp_path, fusion):
         activations=video.stem(clips(count)),
         text=made_up_text(count),
         mos=1 + 4 * torch.rand(count, 5, generator=torch.Generator().manual_seed(3)),
+        others=torch.empty(0, TEXT_WIDTH),
         own=torch.eye(count, dtype=torch.bool),
         known=torch.full((count, count), 2.0),
     )

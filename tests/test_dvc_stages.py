@@ -51,6 +51,10 @@ def test_a_setting_reruns_only_the_stage_that_reads_it(setting, stages):
     assert {name for name, stage in STAGES.items() if setting in map(for_lite, stage.get("params", ()))} == stages
 
 
+def test_prompts_are_embedded_again_when_the_phrases_beside_them_change():
+    assert {"qualivision/models/bridge.py", "qualivision/models/factory.py"} <= set(STAGES["prompts"]["deps"])
+
+
 def test_every_input_that_is_made_here_is_the_output_of_a_stage():
     made = set().union(*map(outputs, STAGES.values()))
     needed = {for_lite(dep) for stage in STAGES.values() for dep in stage["deps"]}

@@ -150,7 +150,8 @@ def test_a_checkpoint_of_vjepa2_holds_no_frozen_layer_and_refuses_another_base(h
     folder = places.checkpoint_dir("vjepa2")
     names = load_file(folder / WEIGHTS).keys()
     assert not [name for name in names if "frozen" in name]
-    assert len({name.split(".")[3] for name in names if name.startswith("encoder.backbone.layers.")}) == 2, "of four"
+    layers = {name.split(".")[5] for name in names if name.startswith("judges.0.encoder.backbone.layers.")}
+    assert len(layers) == 2, "of four"
     write_vjepa2(here / "vjepa2", seed=1)
     try:
         with pytest.raises(CheckpointError, match=r"was trained on .*vjepa2 with hash \w{12}, here is"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from small_models import (
-    FIELDS,
     FUSIONS,
     LOSS,
     TEXT_WIDTH,
@@ -17,10 +16,12 @@ from small_models import (
 )
 from torch import nn
 
+from qualivision.models.bridge import CLASSES
 from qualivision.models.factory import base_hash, build_model, build_stem, stem_fingerprint
+from qualivision.models.fovea import SUBJECT_CHANNELS
 from qualivision.models.fusion import QualityAwareFusion
 from qualivision.models.lite import Piecewise, Standardise, moments
-from qualivision.models.lite_stem import EVERY, IMAGE_CHANNELS, LAYOUT_CHANNELS, weights_file
+from qualivision.models.lite_stem import EVERY, IMAGE_CHANNELS, TOP_CHANNELS, weights_file
 from qualivision.models.quality import ALIGNMENT, ASPECTS, Fused, MosHead, bounded, frames_to_input
 from qualivision.models.statistics import STATISTICS
 from qualivision.models.weights import WeightsError, load_in_order
@@ -44,11 +45,14 @@ def activations(frames) -> dict[str, torch.Tensor]:
 
 
 def a_batch(clips: int = 6) -> Batch:
-    """Clips two of which share each prompt; what is known of the pairs, where it is."""
+    """Clips two of which share each prompt, and two prompts without one; what is known of the pairs, where it is."""
     text = made_up_text(clips // 2).repeat(2, 1)
     prompt = torch.arange(clips) % (clips // 2)
-    known = torch.full((clips, clips), torch.nan)
+    others = made_up_text(2, seed=7)
+    known = torch.full((clips, clips + len(others)), torch.nan)
     known[::2] = 2.0
+    own = torch.zeros(known.shape, dtype=torch.bool)
+    own[:, :clips] = prompt.unsqueeze(0) == prompt.unsqueeze(1)
     return Batch(
         rows=torch.arange(clips),
         names=[f"{clip}.mp4" for clip in range(clips)],
@@ -56,7 +60,8 @@ def a_batch(clips: int = 6) -> Batch:
         activations=made_up_activations(clips),
         text=text,
         mos=1 + 4 * torch.rand(clips, 5, generator=torch.Generator().manual_seed(3)),
-        own=prompt.unsqueeze(0) == prompt.unsqueeze(1),
+        others=others,
+        own=own,
         known=known,
     )
 
@@ -105,7 +110,9 @@ def test_head_is_bounded_for_absurd_logits(logit):
     for readout in head.readouts:
         readout[-1].bias.data.fill_(logit)
     fused = Fused(torch.randn(2, len(ASPECTS), 16), torch.full((2, len(ASPECTS)), 0.25))
-    mos = head(fused, torch.full((2,), logit))
+    parts = head(fused, torch.full((2,), logit))
+    assert parts.shape == (2, len(ASPECTS))
+    mos = torch.cat((parts, head.overall(parts, fused.weights).unsqueeze(1)), 1)
     assert ((mos >= 1) & (mos <= 5)).all()
     assert ((mos > 3) == (logit > 0)).all()
 
@@ -121,23 +128,29 @@ def test_aspect_weights_sum_to_one_and_follow_the_prompt(fusion):
 
 
 def test_alignment_of_all_pairs_is_that_of_each_pair_alone():
-    model, text, activations = small_model().eval(), made_up_text(2), made_up_activations(3)
+    judge, text = small_model().eval().judges[0], made_up_text(2)
+    known = torch.randn(3, 2, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        seen = model.see(activations)
-        pairs, content = model.alignment_of_all_pairs(seen, text), seen.content
-        slow = [[bounded(model.match(content[[clip]], text[[p]])).item() for p in range(2)] for clip in range(3)]
-    assert content.shape == (3, model.encoder.content_width)
+        seen = judge.see(made_up_activations(3))
+        pairs, content = judge.alignment_of_all_pairs(seen, text, known), seen.content
+        slow = [
+            [bounded(judge.match(content[[clip]], text[[p]]) + known[clip, p]).item() for p in range(2)]
+            for clip in range(3)
+        ]
+    assert content.shape == (3, judge.encoder.content_width)
     assert torch.allclose(pairs, torch.tensor(slow), atol=1e-5)
     assert pairs.std() > 1e-3, "else anything would be close"
 
 
 def test_a_better_match_raises_alignment_and_overall_alone():
-    model, fused = small_model().eval(), Fused(torch.randn(1, len(ASPECTS), 16), torch.full((1, len(ASPECTS)), 0.25))
+    head = small_model().eval().judges[0].head
+    fused = Fused(torch.randn(1, len(ASPECTS), 16), torch.full((1, len(ASPECTS)), 0.25))
     with torch.no_grad():
-        low, high = (model.head(fused, torch.tensor([match]))[0] for match in (-2.0, 2.0))
-    changed = (high - low).abs() > 1e-6
-    assert changed.tolist() == [False, True, False, False, True]
-    assert high[ALIGNMENT] > low[ALIGNMENT]
+        low, high = (head(fused, torch.tensor([match])) for match in (-2.0, 2.0))
+        overall = [head.overall(parts, fused.weights) for parts in (low, high)]
+    assert ((high - low).abs() > 1e-6).tolist() == [[False, True, False, False]]
+    assert high[0, ALIGNMENT] > low[0, ALIGNMENT]
+    assert overall[0] != overall[1]
 
 
 @each_fusion
@@ -181,9 +194,13 @@ def test_frames_become_a_batch_of_one_with_channels_first_and_values_up_to_one()
 
 def test_stem_gives_what_the_encoder_and_the_cache_expect(activations):
     assert activations["image"].shape == (2, 2, IMAGE_CHANNELS), "frames 0 and 4"
-    assert activations["layout"].shape == (2, FIELDS, LAYOUT_CHANNELS)
+    assert activations["fovea"].shape == (2, TOP_CHANNELS)
+    assert activations["subject"].shape == (2, SUBJECT_CHANNELS)
+    assert activations["classes"].shape == (2, CLASSES)
     assert activations["statistics"].shape == (2, 5, STATISTICS)
-    assert (activations["image"].dtype, activations["statistics"].dtype) == (torch.float16, torch.float32)
+    half = {name for name, value in activations.items() if value.dtype == torch.float16}
+    assert half == {"image", "fovea"} and all(v.dtype == torch.float32 for n, v in activations.items() if n not in half)
+    assert torch.allclose(activations["classes"].sum(1), torch.ones(2), atol=1e-5)
     assert all(value.isfinite().all() for value in activations.values())
 
 
@@ -258,14 +275,15 @@ def test_piecewise_bounds_what_is_infinite():
     assert (found[:, 0] == 0.5).all() and (found[:, 1] == -0.5).all() and (found[:, 2] == 0.0).all()
 
 
-def test_encoder_fit_measures_both_kinds_of_activations():
-    model, activations = small_model(), made_up_activations(5, frames=8)
-    clips = [{name: 3 * value[clip] + 2 for name, value in activations.items()} for clip in range(5)]
-    model.encoder.fit(iter(clips))
-    for norm in (model.encoder.image_norm, model.encoder.statistics_norm):
+def test_encoder_fit_measures_every_kind_of_activations():
+    model, activations = small_model(), made_up_activations(30, frames=8)
+    clips = [{name: 3 * value[clip] + 2 for name, value in activations.items()} for clip in range(30)]
+    model.encoder.fit(iter(clips))  # read once
+    encoder = model.encoder
+    for norm in (encoder.image_norm, encoder.fovea_norm, encoder.subject_norm, encoder.statistics_norm):
         assert norm.mean.mean().item() == pytest.approx(2.0, abs=0.2)
         assert norm.scale.mean().item() == pytest.approx(1 / 3, abs=0.1)
-    edges = model.encoder.summary.edges
+    edges = encoder.summary.edges
     assert (edges[1:] >= edges[:-1]).all() and edges[-1].mean() > 2
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from qualivision import prompts
 from qualivision.cache import CacheError
+from qualivision.labels import SPLITS, labels_path, other_prompts_path
+from qualivision.models.bridge import class_phrases
 from qualivision.prompts import MINILM, PromptCache, PromptEncoder, PromptError
+from qualivision.stages import prompts as stage
 
 
 @pytest.fixture
@@ -37,6 +43,23 @@ def test_only_new_prompts_are_encoded(tmp_path, encoded):
     assert set(read) == {"a dog", "a cat", "a bird", "Ein Käfer läuft 🐞"}
     for prompt, vector in read.items():
         assert vector.tolist() == [len(prompt), sum(map(ord, prompt)), len("small")]
+
+
+@pytest.mark.parametrize("model", ["lite", "dover"])
+def test_the_stage_embeds_the_prompts_those_without_a_clip_and_what_the_model_wants_beside(
+    tmp_path, encoded, monkeypatch, model
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(Path(__file__).parents[1] / "params.yaml", tmp_path)
+    for split in SPLITS:
+        path = labels_path(Path("data"), split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"video_name,Prompt\nA_1.mp4,a {split} dog\n")
+    other_prompts_path(Path("data"), "train").write_text('Prompt,asks\na red ball,"{""subject"": ""ball""}"\n')
+    said = stage.run(model)
+    wanted = {"a train dog", "a val dog", "a test dog", "a red ball", *(class_phrases() if model == "lite" else ())}
+    assert {prompt for call in encoded for prompt in call} == wanted
+    assert said.startswith(f"prompts {model}: {len(wanted)} embedded, 0 were there")
 
 
 def test_prompts_that_are_no_longer_there_are_dropped(tmp_path, encoded):

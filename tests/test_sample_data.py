@@ -21,13 +21,15 @@ from qualivision.labels import (
     generator_of,
     graded_alignment,
     labels_path,
+    other_prompts_path,
     ratings_path,
     read_labels,
+    read_other_prompts,
     videos_dir,
 )
 from qualivision.sample_data import SampleDataError, SampleSummary, clips, make_sample_data, writing
 from qualivision.sample_data.content import draw_prompts
-from qualivision.sample_data.degradations import KINDS, degrade, loss_of
+from qualivision.sample_data.degradations import KINDS, Look, degrade, loss_of, luma
 from qualivision.sample_data.pictures import SCENE_SIZE, scene_picture
 from qualivision.sample_data.ratings import combined, latent_truth
 from qualivision.sample_data.rendering import make_shot
@@ -58,9 +60,9 @@ def tables(data: Path, split: str) -> pd.DataFrame:
     return read_labels(labels_path(data, split)).merge(ratings, on="video_name", validate="one_to_one")
 
 
-def truth_with(faults: Mapping[str, float], folder: Path | None = None) -> dict[str, float]:
+def truth_with(faults: Mapping[str, float], folder: Path | None = None, *, seed: int = 5) -> dict[str, float]:
     """The truth of a clip that shows what is asked, with the given faults; encoded only if there is a folder."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(seed)
     if folder:
         return clips.render(rng, folder / "clip.mp4", ASKS, ASKS, faults)[0]
     shot = make_shot(rng, ASKS, off_frame=faults.get("off_frame", 0.0))
@@ -175,6 +177,33 @@ def test_splits_hold_photos_and_drawn_subjects_in_proportion(count: int, splits:
         assert abs(sum(photos) - 0.4 * expected) <= 1
 
 
+def test_a_data_set_brings_prompts_without_a_clip_that_give_nothing_away(data: Path) -> None:
+    others = read_other_prompts(other_prompts_path(data, "train"))
+    assert len(others) > 1000
+    assert not any(other_prompts_path(data, split).exists() for split in ("val", "test"))
+    ours = pd.concat([tables(data, split).assign(split=split) for split in SPLITS])
+    assert not set(ours["Prompt"]) & others.keys()
+    held = [json.loads(asks) for asks in ours[ours["split"] != "train"]["asks"].unique()]
+    assert len(held) == 2 and not [asks for asks in others.values() if asks in held]
+
+
+def test_no_prompt_without_a_clip_asks_for_what_many_held_out_ones_ask_for(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    prompts = draw_prompts(rng, 400)
+    split_of = writing.split_prompts(rng, prompts)
+    labels_path(tmp_path, "train").parent.mkdir(parents=True)
+    writing._write_other_prompts(tmp_path, prompts, split_of, seed=0)
+    others = read_other_prompts(other_prompts_path(tmp_path, "train"))
+    wanted = {frozenset(asks.items()) for asks in others.values()}
+    held = {frozenset(p.asks.items()) for p in prompts if split_of[p.identity] != "train"}
+    assert len(held) > 100 and len(wanted) > 700
+    assert not wanted & held
+    learned = {frozenset(p.asks.items()) for p in prompts if split_of[p.identity] == "train"}
+    assert wanted & learned, "else it is by chance"
+    for aspect in ASPECT_OF_PROMPT:  # nothing is missing altogether
+        assert {asks.get(aspect) for asks in others.values()} >= {p.asks[aspect] for p in prompts if aspect in p.asks}
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_each_fault_at_high_severity_clearly_lowers_its_dimension(kind: str, tmp_path: Path) -> None:
     clean = truth_with({})
@@ -192,6 +221,48 @@ def test_a_harder_fault_is_never_rated_better(kind: str) -> None:
     dimension = KINDS[kind]
     truths = [truth_with({kind: severity})[dimension] for severity in (0.1, 0.4, 0.7, 1.0)]
     assert truths == sorted(truths, reverse=True)
+
+
+@pytest.mark.parametrize("kind", ["smooth", "morph", "jump"])
+def test_the_harder_a_fault_the_lower_its_dimension_over_many_clips(kind: str) -> None:
+    """Where it jumps to and what it turns into is drawn anew for each clip."""
+    dimension, seeds = KINDS[kind], range(6)
+    clean = np.mean([truth_with({}, seed=seed)[dimension] for seed in seeds])
+    truths = [
+        np.mean([truth_with({kind: severity}, seed=seed)[dimension] for seed in seeds]) for severity in (0.1, 0.5, 0.9)
+    ]
+    assert clean >= truths[0] > truths[1] + 0.3 > truths[2] + 0.6
+
+
+def looks(kind: str, severity: float) -> tuple[Look, Look]:
+    rng = np.random.default_rng(5)
+    shot = make_shot(rng, ASKS)
+    return Look(shot), degrade(rng, shot, {kind: severity}).look
+
+
+def test_smooth_takes_texture_and_leaves_edges() -> None:
+    before, after = (luma(look.frame(31)) for look in looks("smooth", 0.8))
+    change = np.abs(np.diff(before, axis=1)), np.abs(np.diff(after, axis=1))
+    edge = change[0] > np.quantile(change[0], 0.99)
+    weak = change[0] < np.quantile(change[0], 0.6)
+    assert change[1][weak].mean() < 0.6 * change[0][weak].mean()
+    assert change[1][edge].mean() / change[0][edge].mean() > 1.3 * change[1][weak].mean() / change[0][weak].mean()
+
+
+def test_morph_turns_the_subject_into_another_and_back() -> None:
+    before, after = looks("morph", 0.9)
+    far = [float(np.abs(luma(after.frame(place)) - luma(before.frame(place))).mean()) for place in range(0, 64, 4)]
+    assert far[0] == pytest.approx(0, abs=0.1)
+    assert max(far) > 10 * max(far[0], 0.1)
+    assert min(far[far.index(max(far)) :]) < 0.5 * max(far), "and back"
+
+
+def test_jump_skips_moments_and_shows_a_clip_as_long_as_before() -> None:
+    order = looks("jump", 0.9)[1].order
+    steps = np.diff(order)
+    assert len(order) == 64 and order[0] == 0 and order.min() >= 0 and order.max() <= 63
+    assert (np.abs(steps) == 1).mean() > 0.85, "between the jumps it goes on"
+    assert (np.abs(steps) >= 4).sum() >= 3
 
 
 def test_faults_of_one_dimension_add_up_to_less_than_their_sum() -> None:

@@ -52,6 +52,8 @@ def test_the_params_of_this_repository_load_and_every_model_has_its_section():
         ("models", "lite", "models: Input should be a valid list"),
         # out of range
         ("lite.network.dropout", 1.0, "lite.network.dropout: Input should be less than 1"),
+        ("lite.network.judges", 0, "lite.network.judges: Input should be greater than or equal to 1, got 0"),
+        ("lite.network.judges", 17, "lite.network.judges: Input should be less than or equal to 16"),
         ("lite.frames.height", 8, "lite.frames.height: Input should be greater than or equal to 32, got 8"),
         ("lite.train.learning_rate", float("nan"), "lite.train.learning_rate: Input should be greater than 0"),
         ("lite.text.encoder", "", "lite.text.encoder: String should have at least 1 character"),

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from qualivision.models import statistics
-from qualivision.models.statistics import BANDS, LOCAL_GRID, STATISTICS, frame_statistics
+from qualivision.models.statistics import BANDS, FLOW_GRID, LOCAL_GRID, STATISTICS, frame_statistics
 
 SIDE = 128
 
@@ -57,35 +57,41 @@ def motion(*pictures: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("count", "height", "width"), [(2, 32, 32), (3, 64, 48), (5, 45, 97), (4, 160, 160)])
 def test_every_frame_gets_every_statistic_as_float32(count, height, width):
     frames = torch.rand(2, 3, count, height, width, generator=torch.Generator().manual_seed(0))
-    found = frame_statistics(frames)
+    found, moving = frame_statistics(frames)
     assert found.shape == (2, count, STATISTICS)
-    assert found.dtype == torch.float32
+    assert moving.shape == (2, count, FLOW_GRID, FLOW_GRID)
+    assert found.dtype == moving.dtype == torch.float32
     assert found.isfinite().all()
+    assert (moving > 0).all() and torch.allclose(moving.sum((2, 3)), torch.ones(2, count))
 
 
 @pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
 def test_constant_frames_give_finite_statistics(level):
-    assert frame_statistics(torch.full((1, 3, 4, 64, 64), level)).isfinite().all()
+    found, moving = frame_statistics(torch.full((1, 3, 4, 64, 64), level))
+    assert found.isfinite().all()
+    assert torch.allclose(moving, torch.tensor(FLOW_GRID**-2.0)), "nothing moves, and nowhere more than elsewhere"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_precision_of_the_frames_hardly_matters(dtype):
     frames = clip(texture(0), texture(1), texture(2))
-    wanted = frame_statistics(frames)
-    assert torch.allclose(frame_statistics(frames.to(dtype)), wanted, atol=0.05)
+    wanted = frame_statistics(frames)[0]
+    assert torch.allclose(frame_statistics(frames.to(dtype))[0], wanted, atol=0.05)
 
 
 def test_a_clips_statistics_do_not_depend_on_the_other_clips():
     frames = torch.rand(3, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(frame_statistics(frames)[1], frame_statistics(frames[1:2])[0])
+    for together, alone in zip(frame_statistics(frames), frame_statistics(frames[1:2]), strict=True):
+        assert torch.equal(together[1], alone[0])
 
 
 def test_statistics_come_group_by_group():
     frames = torch.rand(1, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     luma = (frames[0] * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1, 1)).sum(0)
-    found = frame_statistics(frames)[0]
-    exposure = torch.stack(statistics._exposure(torch.nn.functional.avg_pool2d(luma, 4)), 1)
-    moving = torch.stack(statistics._motion(luma), 1)
+    found = frame_statistics(frames)[0][0]
+    exposure = torch.stack(statistics._exposure(functional.avg_pool2d(luma, 4)), 1)
+    change, flow = torch.stack(statistics._motion(luma), 1), torch.stack(statistics._flow(luma)[0], 1)
+    moving = torch.cat((change, flow), 1)
     assert torch.allclose(found[:, : exposure.shape[1]], exposure, atol=1e-5)
     assert torch.allclose(found[:, -moving.shape[1] :], moving, atol=1e-4)
 
@@ -93,7 +99,7 @@ def test_statistics_come_group_by_group():
 def test_channels_are_taken_as_red_green_blue():
     def colour(red: float, green: float, blue: float) -> list[float]:
         pixels = torch.tensor([red, green, blue]).view(1, 3, 1, 1).expand(2, 3, 32, 32)
-        return [part[0].item() for part in statistics._colour(pixels)]
+        return [part[0].item() for part in statistics._colour(pixels, pixels.mean(1))]
 
     red_green, yellow_blue, *_ = colour(1.0, 0.0, 0.0)
     assert (red_green, yellow_blue) == pytest.approx((1.0, 0.5))
@@ -106,7 +112,7 @@ def test_luma_weighs_green_most():
     for channel in range(3):
         frames = torch.zeros(1, 3, 2, 32, 32)
         frames[:, channel] = 1.0
-        levels.append(frame_statistics(frames)[0, 0, 0].item())
+        levels.append(frame_statistics(frames)[0][0, 0, 0].item())
     assert levels == pytest.approx([0.299, 0.587, 0.114])
 
 
@@ -205,3 +211,65 @@ def test_jerk_raises_acceleration_and_steady_motion_does_not():
     jerky = motion(*[texture() * level for level in (0.7, 0.8, 0.7, 0.8)])
     assert torch.allclose(steady[1:, 0], jerky[1:, 0], atol=1e-3)
     assert (jerky[2:, 9] > steady[2:, 9] + 1).all()
+
+
+# Flow
+
+
+FLOW = ("camera_u", "camera_v", "camera", "x", "y", "reach", "speed", "fastest", "own_u", "own_v", "grows", "turns")
+"""The first statistics of the flow, by name."""
+
+
+def flow(*pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+    """(T - 1,) of each statistic of the flow, by name: the first frame has none."""
+    parts, _ = statistics._flow(torch.stack(pictures))
+    assert all(part[0] == 0 for part in parts)
+    return {name: part[1:] for name, part in zip(FLOW, parts, strict=False)}
+
+
+def warped(scale: float, turn: float, *, drift: float = 0.0) -> torch.Tensor:
+    """A soft texture in a disc that is larger by `scale` and turned clockwise by `turn`, on one that drifts right."""
+    place = torch.linspace(-1, 1, SIDE)
+    y, x = torch.meshgrid(place, place, indexing="ij")
+    cosine, sine = math.cos(turn) / scale, math.sin(turn) / scale
+    grid = torch.stack((x * cosine + y * sine, -x * sine + y * cosine), -1)
+    disc, ground = (blurred(texture(seed), 2)[None, None] for seed in (0, 1))
+    near = functional.grid_sample(disc, grid[None], align_corners=True, padding_mode="reflection")[0, 0]
+    behind = torch.stack((x - drift, y), -1)
+    far = functional.grid_sample(ground, behind[None], align_corners=True, padding_mode="reflection")[0, 0]
+    return torch.where(torch.hypot(x, y) < 0.5, near, far)
+
+
+@pytest.mark.parametrize(("right", "down"), [(1, 0), (-1, 0), (0, 1), (2, 0), (1, -1)])
+def test_flow_finds_a_movement_of_the_whole_picture(right, down):
+    soft = blurred(texture(), 3)
+    found = flow(*(soft.roll((down * step, right * step), (0, 1)) for step in range(3)))
+    # Pixels of the halved frames.
+    assert found["camera_u"].tolist() == pytest.approx([right / 2] * 2, abs=0.15)
+    assert found["camera_v"].tolist() == pytest.approx([down / 2] * 2, abs=0.15)
+    assert found["camera"].tolist() == pytest.approx([math.hypot(right, down) / 2] * 2, abs=0.15)
+
+
+def test_a_flicker_is_no_movement():
+    soft = blurred(texture(), 3)
+    brighter, moved = flow(soft, 1.2 * soft, 0.9 * soft), flow(soft, soft.roll(1, 1), soft)
+    assert (brighter["camera"] < 0.02).all() and (moved["camera"] > 0.3).all()
+    assert (brighter["speed"] < math.log(0.15)).all(), "pixels"
+    lighter = flow(soft, soft + 0.15)
+    assert lighter["camera"].item() < 1e-3 and lighter["speed"].item() < math.log(1e-3)
+
+
+def test_what_grows_and_what_shrinks_have_opposite_signs():
+    grows, shrinks = (flow(warped(1.0, 0.0), warped(scale, 0.0))["grows"].item() for scale in (1.04, 0.96))
+    assert grows > 0.02 and shrinks < -0.02
+
+
+def test_what_turns_clockwise_and_back_have_opposite_signs():
+    clockwise, back = (flow(warped(1.0, 0.0), warped(1.0, turn))["turns"].item() for turn in (0.05, -0.05))
+    assert clockwise > 0.02 and back < -0.02  # y points down
+
+
+def test_the_camera_is_not_taken_for_the_subject():
+    found = flow(warped(1.0, 0.0), warped(1.06, 0.0, drift=0.01))
+    assert found["camera_u"].item() == pytest.approx(0.01 * SIDE / 4, abs=0.15)
+    assert abs(found["x"].item()) < 0.35 and abs(found["y"].item()) < 0.35, "the disc in the middle is what moves"

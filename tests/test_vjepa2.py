@@ -15,9 +15,9 @@ from torch import nn
 from transformers import VJEPA2Config, VJEPA2ForVideoClassification, VJEPA2Model
 
 from qualivision.models import vjepa2_stem
-from qualivision.models.familiarity import Familiarity
+from qualivision.models.factory import build_model, build_stem
 from qualivision.models.fusion import ConcatenationFusion, Match, QualityAwareFusion
-from qualivision.models.quality import MosHead, QualityModel
+from qualivision.models.quality import Judge, MosHead, QualityModel
 from qualivision.models.vjepa2 import QUERIES, Vjepa2Encoder, _fields, load_top
 from qualivision.models.vjepa2_stem import (
     FrameSizeError,
@@ -31,6 +31,7 @@ from qualivision.models.vjepa2_stem import (
     weights_files,
 )
 from qualivision.models.weights import WeightsError
+from qualivision.settings import Vjepa2Network
 from qualivision.training.checkpoint import load_trained, trained_tensors
 
 if TYPE_CHECKING:
@@ -93,13 +94,8 @@ def encoder_of(folder: Path, ratio: float = 0.5, *, with_stem: bool = True, **se
 
 
 def model_of(encoder: Vjepa2Encoder, fusion: type[nn.Module] = ConcatenationFusion) -> QualityModel:
-    return QualityModel(
-        encoder,
-        fusion(WIDTH, TEXT_WIDTH, 0.0),
-        Match(encoder.content_width, TEXT_WIDTH, 0.0),
-        MosHead(WIDTH, 0.0),
-        Familiarity(encoder.familiar_by),
-    )
+    match = Match(encoder.content_width, TEXT_WIDTH, 0.0)
+    return QualityModel([Judge(encoder, fusion(WIDTH, TEXT_WIDTH, 0.0), match, MosHead(WIDTH, 0.0))], TEXT_WIDTH)
 
 
 def made_up_text(prompts: int) -> torch.Tensor:
@@ -109,9 +105,10 @@ def made_up_text(prompts: int) -> torch.Tensor:
 
 def a_loss(model: QualityModel, activations: Activations) -> torch.Tensor:
     """MOS and Alignment of all pairs, as training asks for them."""
-    text, seen = made_up_text(2), model.see(activations)
+    text, judge = made_up_text(2), model.judges[0]
     wanted = torch.tensor([[1.5], [4.5]])
-    mos, pairs = model.judge(seen, text).mos, model.alignment_of_all_pairs(seen, text)
+    mos = model.from_stem(activations, text).mos
+    pairs = judge.alignment_of_all_pairs(judge.see(activations), text, model.known(activations, text))
     return (mos - wanted).square().sum() + (pairs - wanted).square().sum()
 
 
@@ -351,9 +348,9 @@ def test_an_encoder_is_rebuilt_from_its_config_and_trained_tensors_alone(folder,
     trained = model_of(encoder_of(folder)).eval()
     tensors, config = trained_tensors(trained), json.loads(json.dumps(trained.encoder.config))
     assert not [name for name in tensors if "frozen" in name]
-    assert {name for name in tensors if name.startswith("encoder.backbone.layers.")} >= {
-        "encoder.backbone.layers.0.norm1.weight",
-        "encoder.backbone.layers.1.mlp.fc2.bias",
+    assert {name for name in tensors if name.startswith("judges.0.encoder.backbone.layers.")} >= {
+        "judges.0.encoder.backbone.layers.0.norm1.weight",
+        "judges.0.encoder.backbone.layers.1.mlp.fc2.bias",
     }
     rebuilt = model_of(Vjepa2Encoder(config, WIDTH, freeze_ratio=0.5)).eval()
     load_trained(rebuilt, tensors, Path("checkpoint"))
@@ -393,6 +390,21 @@ def test_model_without_its_stem_refuses_frames_and_takes_activations(folder, fra
     with pytest.raises(RuntimeError, match="built without its stem"):
         encoder.see(encoder.stem(frames))
     assert encoder.see(load_stem(folder, 0.5)(frames)).content.shape == (2, encoder.content_width)
+
+
+@pytest.mark.parametrize("cache_stem", [True, False])
+def test_several_judges_share_the_frozen_layers(folder, frames, cache_stem):
+    values = {"weights": str(folder), "width": WIDTH, "dropout": 0.0, "freeze_ratio": 0.5, "stem_precision": "fp32"}
+    settings = Vjepa2Network.model_validate(values | {"cache_stem": cache_stem, "judges": 2})
+    model = build_model("vjepa2", settings, TEXT_WIDTH, stem=build_stem("vjepa2", settings)).eval()
+    first, second = (judge.encoder for judge in model.judges)
+    assert first.frozen is second.frozen and not [name for name in trained_tensors(model) if "frozen" in name]
+    text = made_up_text(2)
+    with torch.no_grad():
+        activations = model.stem(frames)
+        judged = [judge.judge(judge.see(activations), text, torch.zeros(2))[0] for judge in model.judges]
+        assert torch.allclose(model(frames, text).mos[:, :4], torch.stack(judged).mean(0), atol=1e-4)
+    assert not torch.allclose(*judged)
 
 
 def test_a_stem_of_another_ratio_is_refused(folder):

@@ -57,6 +57,7 @@ class Bridge(nn.Module):
             classes: (N, 1000) of the training clips.
             text: (N, Dt) of their prompts.
         """
+        names, classes, text = (value.to(self.centre.device) for value in (names, classes, text))
         self.centre.copy_(names.mean(0))
         self.names.copy_(functional.normalize(names - self.centre, dim=-1))
         self.level.copy_(torch.tensor([0.0, 1.0]))
@@ -74,5 +75,5 @@ class Bridge(nn.Module):
         """
         near = functional.normalize(text.float() - self.centre, dim=-1) @ self.names.float().T
         chosen = (near / TEMPERATURE).softmax(-1)
-        seen = (classes.float() @ chosen.T + _LEAST).log()
+        seen = (classes.float().clamp(0, 1) @ chosen.T + _LEAST).log()  # -inf would give no number
         return (seen - self.level[0]) / self.level[1]

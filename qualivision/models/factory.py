@@ -214,7 +214,7 @@ def build_model(
         WeightsError: published weights that are not there or don't fit.
     """
 
-    def judge(stem: nn.Module | None) -> Judge:
+    def judge() -> Judge:
         encoder = _FAMILIES[model].encoder(network, architecture, stem)
         return Judge(
             encoder,
@@ -223,5 +223,4 @@ def build_model(
             MosHead(network.width, network.dropout),
         )
 
-    judges = [judge(stem), *(judge(None) for _ in range(network.judges - 1))]
-    return QualityModel(judges, text_width, text, forests)
+    return QualityModel([judge() for _ in range(network.judges)], text_width, text, forests)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch import Tensor
 
 _LEAF = -1
@@ -49,16 +50,26 @@ class Forest(nn.Module):
 
     @classmethod
     def of(cls, fitted: Any) -> Forest:
-        """From a fitted `sklearn.ensemble.ExtraTreesRegressor` on up to 32767 features and as many nodes a tree."""
+        """From a fitted `sklearn.ensemble.ExtraTreesRegressor` on float32 features.
+
+        Raises:
+            ValueError: more than 32767 features or nodes in a tree, or another order of nodes than is known here.
+        """
         trees = [estimator.tree_ for estimator in fitted.estimators_]
         forest = cls(len(trees), max(tree.node_count for tree in trees), trees[0].value.shape[1])
+        if max(fitted.n_features_in_, forest.size[1]) > (most := torch.iinfo(torch.int16).max):
+            raise ValueError(
+                f"a forest on {fitted.n_features_in_} features with up to {forest.size[1]} nodes a tree; "
+                f"{most} of each can be kept"
+            )
         for row, tree in enumerate(trees):
             count = tree.node_count
             is_leaf = tree.children_left < 0
             # Depth first: the left child of a node is the next one.
             if not np.array_equal(tree.children_left[~is_leaf], np.flatnonzero(~is_leaf) + 1):
                 raise ValueError("scikit-learn has changed the order in which it keeps the nodes of a tree")
-            values = np.where(is_leaf, _LEAF, tree.feature), tree.threshold, np.where(is_leaf, 0, tree.children_right)
+            right = np.where(is_leaf, 0, tree.children_right)
+            values = np.where(is_leaf, _LEAF, tree.feature), _rounded_down(tree.threshold), right
             for held, given in zip((forest.feature, forest.threshold, forest.right), values, strict=True):
                 held[row, :count] = torch.from_numpy(given).to(held.dtype)
             forest.value[row, :count] = torch.from_numpy(tree.value[..., 0]).half()
@@ -77,3 +88,9 @@ class Forest(nn.Module):
             after = torch.where(goes_left, node + 1, self.right[row, node].long())
             node = torch.where(asked == _LEAF, node, after)
         return self.value[row, node].float().mean(1)
+
+
+def _rounded_down(thresholds: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """The largest float32 that is not above each: no float32 lies between the two, so all of them go the same way."""
+    nearest = thresholds.astype(np.float32)
+    return np.where(nearest > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)

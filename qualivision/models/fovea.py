@@ -34,7 +34,7 @@ def track(moving: Tensor) -> Tensor:
     Args:
         moving: (T, G, G), how much each field of a grid moves against the rest.
     Returns:
-        (T, 4): x and y of its centre from -1 to 1, how far it is spread (variance), and which share of it is at the edge.
+        (T, 4): x and y of its centre from -1 to 1, how far it is spread (variance), and its share at the edge.
     """
     times, side = len(moving), moving.shape[1]
     # Over a sixth of the clip: a subject that stops for a moment is still there.

@@ -260,7 +260,7 @@ class QualityModel(nn.Module):
     """Judges of one kind, what an image network knows anyway, and forests; mixed and calibrated.
 
     Args:
-        judges: one or more; the first one's encoder holds the frozen stem.
+        judges: one or more, whose encoders share the frozen stem.
         text_width: channels Dt of a prompt embedding.
         text: the sentence encoder, if it is trained too (`text.TextTower`).
         forest: (trees, most nodes) of each of the two forests, where these have been fitted.

@@ -53,7 +53,7 @@ def run(model: str, *, resume: bool = False) -> str:
         base_hash(model, network),
         *map(file_hash, code),
         *(embeddings[prompt].tobytes().hex() for prompt in sorted(embeddings)),
-        *(f"{part.keys} {part.table.to_csv()} {part.content}" for part in (train_set, val_set)),
+        *(f"{part.keys} {part.table.to_csv()} {part.content} {part.asked}" for part in (train_set, val_set)),
     )
 
     def build() -> QualityModel:

@@ -94,6 +94,7 @@ def read_card(folder: Path) -> ModelCard:
                 "frames": FrameSpec(**values["frames"]),
                 "text": TextSettings(**values["text"]),
                 "network": NETWORKS[values["name"]](**values["network"]),
+                "forests": [(int(trees), int(nodes)) for trees, nodes in values.get("forests", [])],
             }
         )
     except FileNotFoundError as err:

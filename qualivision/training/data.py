@@ -104,13 +104,13 @@ class ClipSet(Dataset[int]):
         self.embeddings = embeddings
         mos = self.table[list(MOS_COLUMNS)].to_numpy(np.float32) if has_mos(self.table) else None
         self.mos = torch.full((len(clips), len(MOS_COLUMNS)), torch.nan) if mos is None else torch.from_numpy(mos)
-        asked = read_other_prompts(other_prompts_path(data, split))
-        if unknown := [prompt for prompt in asked if prompt not in embeddings]:
+        self.asked = read_other_prompts(other_prompts_path(data, split))
+        if unknown := [prompt for prompt in self.asked if prompt not in embeddings]:
             raise CacheError(f"{unknown[0]!r}: is not in the prompt cache; run `qualivision prompts`")
-        self.others = torch.from_numpy(np.stack([embeddings[p] for p in asked])) if asked else self.text[:0]
+        self.others = torch.from_numpy(np.stack([embeddings[p] for p in self.asked])) if self.asked else self.text[:0]
         self.content = _known_content(ratings_path(data, split), self.table)
         numbers: dict[str, int] = {}
-        self._asks = _coded([asks for asks, _ in self.content] + list(asked.values()), numbers)
+        self._asks = _coded([asks for asks, _ in self.content] + list(self.asked.values()), numbers)
         self._shows = _coded([shows for _, shows in self.content], numbers)
         self._held: dict[int, Activations] = {}
         self._held_bytes = 0
@@ -199,6 +199,7 @@ def _known_content(path: Path, table: pd.DataFrame) -> list[tuple[dict[str, str]
             by_name[name] = json.loads(asks), json.loads(shows)
             if all(by_name[name]):
                 graded_alignment(*by_name[name])
+            _coded(list(by_name[name]), {})
         except (ValueError, TypeError, AttributeError, LookupError) as err:
             raise LabelError(f"{path}: {name}: asks {asks} and shows {shows} are not aspects of a prompt") from err
     return [by_name.get(name, ({}, {})) for name in table["video_name"]]

@@ -296,7 +296,8 @@ class Trainer:
                 f"train.sharded needs several processes and precision bf16 or no, got {processes} with {precision}; "
                 "set train.processes, or train.sharded to false"
             )
-        shard(self.objective, self.model.encoder, self.accelerator.device)
+        layers = [layer for judge in self.model.judges for layer in judge.encoder.layers()]
+        shard(self.objective, layers, self.accelerator.device)
 
     def _measured(self) -> dict[str, Tensor]:
         """The best epoch's tensors, with what is measured on it."""

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
     from torch import Tensor, nn
 
-    from qualivision.models.quality import Encoder
 
-
-def shard(module: nn.Module, encoder: Encoder, device: torch.device) -> None:
+def shard(module: nn.Module, layers: Iterable[nn.Module], device: torch.device) -> None:
     """Share the parameters of a module among all processes, in place.
 
     Args:
-        module: what is called in training; its `encoder`'s layers become units of their own.
-        encoder: the video encoder in it.
+        module: what is called in training.
+        layers: modules in it that are gathered one at a time; all others at once.
         device: of this process.
     """
     from torch import distributed
@@ -31,7 +31,7 @@ def shard(module: nn.Module, encoder: Encoder, device: torch.device) -> None:
     module.to(device)
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     frozen = {parameter for parameter in module.parameters() if not parameter.requires_grad}
-    for layer in encoder.layers():
+    for layer in layers:
         fully_shard(layer, mesh=mesh, ignored_params=frozen)
     fully_shard(module, mesh=mesh, ignored_params=frozen)
 

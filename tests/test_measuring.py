@@ -1,0 +1,290 @@
+"""What is measured around training: shares of judges and forests, and calibration; and that a checkpoint keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from small_models import (
+    TEXT_WIDTH,
+    DataSet,
+    made_up_activations,
+    made_up_text,
+    network,
+    train_settings,
+    write_checkpoint,
+    write_data_set,
+)
+from test_training import interrupt, run, trainer
+
+from qualivision.cache import CacheError
+from qualivision.labels import DIMENSIONS, MOS_MAX, MOS_MIN
+from qualivision.models.bridge import class_phrases
+from qualivision.models.factory import build_model
+from qualivision.models.quality import ALIGNMENT, ASPECTS, FOREST_ASPECTS, Calibration, QualityModel
+from qualivision.training import measuring
+from qualivision.training.checkpoint import load_checkpoint, read_card, save_checkpoint, trained_tensors
+from qualivision.training.data import ClipSet
+from qualivision.training.measuring import fit_calibration, measure_after, measure_before
+
+pytestmark = pytest.mark.usefixtures("few_trees")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> DataSet:
+    return write_data_set(tmp_path_factory.mktemp("data"), train=24, val=30)
+
+
+def judged_model(judges: int = 2) -> QualityModel:
+    torch.manual_seed(0)
+    return build_model("lite", network().model_copy(update={"judges": judges}), TEXT_WIDTH)
+
+
+@pytest.fixture
+def measured(data) -> QualityModel:
+    """Two judges that have learned nothing, and forests."""
+    model, train_set = judged_model(), data.clips("train")
+    measure_before(model, train_set)
+    measure_after(model, train_set, data.clips("val"), seed=0, batch_size=8)
+    return model
+
+
+def scored(model: QualityModel, clips: ClipSet) -> torch.Tensor:
+    batch = clips.collate(list(range(len(clips))))
+    with torch.no_grad():
+        return model.from_stem(batch.activations, batch.text).mos
+
+
+# Calibration
+
+
+def calibrated(slope: float, offset: float) -> Calibration:
+    calibration = Calibration(1)
+    calibration.slope.fill_(slope)
+    calibration.offset.fill_(offset)
+    return calibration
+
+
+@pytest.mark.parametrize(("slope", "offset"), [(1.0, 0.0), (0.3, 0.8), (2.5, -1.0), (1.0, 3.0)])
+def test_calibration_rises_strictly_and_stays_on_the_scale(slope, offset):
+    mos = torch.linspace(1.01, 4.99, 400).unsqueeze(1)
+    found = calibrated(slope, offset)(mos)
+    assert (found[1:] > found[:-1]).all()
+    assert found.min() >= MOS_MIN and found.max() <= MOS_MAX
+    ends = calibrated(slope, offset)(torch.tensor([[0.0], [1.0], [5.0], [6.0]]))
+    assert ((ends >= MOS_MIN) & (ends <= MOS_MAX)).all()
+
+
+def test_calibration_is_the_identity_at_first_and_after_a_reset():
+    mos = torch.linspace(1.01, 4.99, 50).unsqueeze(1)
+    assert torch.allclose(Calibration(1)(mos), mos, atol=1e-4)
+    bent = calibrated(0.4, -1.0)
+    assert (bent(mos) - mos).abs().max() > 0.5
+    bent.reset()
+    assert torch.allclose(bent(mos), mos, atol=1e-4)
+
+
+def distorted(clips: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions that are too bold and too low, and ratings with a little noise."""
+    random = np.random.default_rng(seed)
+    rated = random.uniform(1.3, 4.7, clips)
+    logits = np.log((rated - 1) / (5 - rated))
+    predicted = 1 + 4 / (1 + np.exp(-(logits - 0.5) / 0.6))
+    return predicted, np.clip(rated + random.normal(0, 0.05, clips), 1, 5)
+
+
+def test_a_known_distortion_is_found():
+    slope, offset = fit_calibration(*distorted(2000))
+    assert slope == pytest.approx(0.6, abs=0.02) and offset == pytest.approx(0.5, abs=0.02)
+
+
+def test_calibration_brings_predictions_nearer_and_keeps_their_order():
+    predicted, rated = distorted(80)
+    mended = calibrated(*fit_calibration(predicted, rated))(torch.from_numpy(predicted).unsqueeze(1))[:, 0].numpy()
+    assert np.mean((mended - rated) ** 2) < 0.3 * np.mean((predicted - rated) ** 2)
+    assert spearmanr(mended, predicted).statistic == pytest.approx(1.0)
+
+
+def test_few_clips_leave_calibration_near_the_identity():
+    away = []
+    for clips in (1, 5, 30, 1000):
+        each = [fit_calibration(*distorted(clips, seed=seed)) for seed in range(10)]
+        away.append(np.mean([abs(np.log(slope)) + abs(offset) for slope, offset in each]))
+    assert away == sorted(away)
+    assert away[0] < 0.35 * away[-1]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "rated"),
+    [(np.full(9, 3.0), np.linspace(1, 5, 9)), (np.linspace(1, 5, 9), np.full(9, 3.0)), (np.ones(9), np.full(9, 5.0))],
+)
+def test_constant_columns_give_a_finite_calibration_that_rises(predicted, rated):
+    slope, offset = fit_calibration(predicted, rated)
+    assert np.isfinite([slope, offset]).all() and slope > 0
+
+
+# Judges
+
+
+def test_several_judges_count_as_their_mean_before_anything_is_measured():
+    model, activations, text = judged_model(3).eval(), made_up_activations(4), made_up_text(4)
+    with torch.no_grad():
+        found = model.from_stem(activations, text)
+        known = model.known(activations, text).diagonal()
+        judged = [judge.judge(judge.see(activations), text, known) for judge in model.judges]
+        parts = torch.stack([aspects for aspects, _ in judged]).mean(0)
+        overall = [j.head.overall(parts, weights) for j, (_, weights) in zip(model.judges, judged, strict=True)]
+    wanted = torch.cat((parts, torch.stack(overall).mean(0).unsqueeze(1)), 1)
+    assert torch.allclose(found.mos, wanted, atol=1e-4)
+    assert torch.allclose(found.aspect_weights, torch.stack([weights for _, weights in judged]).mean(0))
+    assert not torch.allclose(judged[0][0], judged[1][0]), "they differ by their seed"
+
+
+def test_judges_share_what_is_measured_before_training(data):
+    model = judged_model(3)
+    measure_before(model, data.clips("train"))
+    first = measuring._buffers(model.judges[0].encoder)
+    assert first and (first["image_norm.mean"] != 0).any()
+    for judge in model.judges[1:]:
+        assert all(torch.equal(first[name], value) for name, value in measuring._buffers(judge.encoder).items())
+
+
+def test_judges_share_one_frozen_stem_and_a_checkpoint_holds_none_of_it():
+    from small_models import real_stem
+
+    model = build_model("lite", network().model_copy(update={"judges": 2}), TEXT_WIDTH, stem=real_stem())
+    assert all(judge.encoder.frozen is real_stem() for judge in model.judges)
+    assert not [name for name in trained_tensors(model) if "frozen" in name]
+
+
+def test_a_phrase_of_the_bridge_that_nobody_embedded_is_named(data):
+    clips = data.clips("train")
+    lacking = class_phrases()[500]
+    clips.embeddings = {phrase: value for phrase, value in data.embeddings.items() if phrase != lacking}
+    with pytest.raises(CacheError, match=rf"'{lacking}': is not in the prompt cache; run `qualivision prompts`"):
+        measure_before(judged_model(), clips)
+
+
+# Mixture
+
+
+def test_a_member_that_knows_nothing_gets_no_share(data, monkeypatch):
+    val_set = data.clips("val")
+    rated, random = val_set.mos[:, : len(ASPECTS)], torch.Generator().manual_seed(0)
+
+    def members(model, clips, batch_size):
+        good = rated + 0.2 * torch.randn(rated.shape, generator=random)
+        useless = 3 + torch.randn(rated.shape, generator=random)
+        forest = rated + 0.2 * torch.randn(rated.shape, generator=random)
+        forest[:, ALIGNMENT] = torch.nan
+        return torch.stack((good, useless)), forest
+
+    monkeypatch.setattr(measuring, "_members", members)
+    model = judged_model()
+    measure_before(model, data.clips("train"))
+    measure_after(model, data.clips("train"), val_set, seed=0, batch_size=8)
+    assert torch.allclose(model.mixture.sum(0), torch.ones(len(ASPECTS)))
+    assert (model.mixture[1] < 0.1).all()
+    assert model.mixture[2, ALIGNMENT] == 0 and model.mixture[0, ALIGNMENT] > 0.9
+    rest = [place for place in range(len(ASPECTS)) if place != ALIGNMENT]
+    assert (model.mixture[[0, 2]][:, rest] > 0.2).all()
+
+
+def test_a_prediction_is_the_mixture_of_judges_and_forests_calibrated(measured, data):
+    clips = data.clips("val")
+    batch = clips.collate([0, 5, 9])
+    with torch.no_grad():
+        text, known = batch.text, measured.known(batch.activations, batch.text).diagonal()
+        judged = [judge.judge(judge.see(batch.activations), text, known) for judge in measured.judges]
+        features = measured.encoder.measured(batch.activations)
+        parts = torch.zeros(3, len(ASPECTS))
+        for place in range(len(ASPECTS)):
+            for share, (aspects, _) in zip(measured.mixture[:, place], judged, strict=False):
+                parts[:, place] += share * aspects[:, place]
+        for forest, given, places in zip(measured.forests, features, FOREST_ASPECTS, strict=True):
+            parts[:, places] += measured.mixture[-1, places] * forest(given)
+        overall = [j.head.overall(parts, w) for j, (_, w) in zip(measured.judges, judged, strict=True)]
+        wanted = torch.cat((parts, torch.stack(overall).mean(0).unsqueeze(1)), 1)
+        for place in range(len(DIMENSIONS)):
+            column = calibrated(measured.calibration.slope[place], measured.calibration.offset[place])
+            wanted[:, place] = column(wanted[:, [place]])[:, 0]
+        found = measured.from_stem(batch.activations, text).mos
+    assert torch.allclose(found, wanted, atol=1e-4)
+    assert measured.mixture[-1, ALIGNMENT] == 0 and (measured.mixture[-1] > 0).any()
+    assert (measured.calibration.slope != 1).all()
+
+
+def test_forests_teach_what_the_judges_have_not_learned(measured, data):
+    """What the clips are rated for stands in their activations; the judges are untrained."""
+    clips = data.clips("test")
+    forest = measured.forest(clips.collate(list(range(len(clips)))).activations)
+    places = [place for group in FOREST_ASPECTS for place in group]
+    assert forest[:, [ALIGNMENT]].isnan().all() and forest[:, places].isfinite().all()
+    found, rated = scored(measured, clips), clips.mos
+    assert np.mean([spearmanr(found[:, place], rated[:, place]).statistic for place in places]) > 0.4
+    untrained = judged_model()
+    measure_before(untrained, data.clips("train"))
+    plain = scored(untrained, clips)
+    assert (found - rated).square().mean() < 0.8 * (plain - rated).square().mean()
+
+
+def test_measuring_takes_as_many_clips_at_once_as_training(data, monkeypatch):
+    sizes, collate = [], ClipSet.collate
+
+    def counted(self, rows):
+        sizes.append(len(rows))
+        return collate(self, rows)
+
+    monkeypatch.setattr(ClipSet, "collate", counted)
+    measure_after(judged_model(), data.clips("train"), data.clips("val"), seed=0, batch_size=7)
+    assert max(sizes) == 7
+
+
+def test_an_encoder_with_nothing_for_a_forest_has_none_and_is_not_asked_twice(data, monkeypatch):
+    model, asked = judged_model(1), []
+    monkeypatch.setattr(type(model.encoder), "measured", lambda self, activations: asked.append(1))
+    assert measuring.fit_forests(model, data.clips("train"), 0, 4) == []
+    assert len(asked) == 1
+
+
+def test_equal_seeds_measure_alike_and_others_fit_other_forests(data):
+    models = []
+    for seed in (0, 0, 1):
+        models.append(judged_model())
+        measure_before(models[-1], data.clips("train"))
+        measure_after(models[-1], data.clips("train"), data.clips("val"), seed=seed, batch_size=8)
+    one, same, other = (model.state_dict() for model in models)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["forests.0.threshold"][:, :3], other["forests.0.threshold"][:, :3])
+
+
+# Kept
+
+
+def test_a_checkpoint_keeps_judges_forests_mixture_and_calibration(measured, data, tmp_path):
+    folder = write_checkpoint(tmp_path, text_width=TEXT_WIDTH)
+    sizes = [forest.size for forest in measured.forests]
+    card = replace(read_card(folder), network=network().model_copy(update={"judges": 2}), forests=sizes)
+    save_checkpoint(folder, card, trained_tensors(measured))
+    loaded, loaded_card = load_checkpoint(folder, with_stem=False)
+    assert loaded_card == card and len(sizes) == 2
+    assert torch.equal(scored(loaded, data.clips("val")), scored(measured, data.clips("val")))
+
+
+def test_training_gives_forests_and_a_resumed_run_the_same_ones(data, tmp_path):
+    settings = train_settings(epochs=2, average=0.5)
+    straight = run(trainer(data, tmp_path / "straight", settings, judges=2))
+    interrupt(trainer(data, tmp_path / "cut", settings, judges=2), after=2)
+    torch.manual_seed(99)
+    resumed = run(trainer(data, tmp_path / "cut", settings, judges=2), resume=True)
+    assert (
+        straight.forests
+        == resumed.forests
+        == [tuple(straight.tensors[f"forests.{number}.feature"].shape) for number in range(2)]
+    )
+    assert straight.tensors.keys() == resumed.tensors.keys()
+    assert all(torch.equal(resumed.tensors[name], value) for name, value in straight.tensors.items())
+    assert {name.split(".")[1] for name in straight.tensors if name.startswith("judges.")} == {"0", "1"}
