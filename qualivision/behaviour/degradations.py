@@ -1,10 +1,10 @@
-"""What is done to clean clips: kinds of degradation, each at rising severity, and the dimension that each should lower.
+"""What is done to clean clips: kinds of degradation at rising severity, and the dimension that each should lower.
 
-Owns `KINDS` and how a severity becomes pixels. Knows no model and no file. The kinds are made apart from those of the sample
-data on purpose: a model that learned from those is tried here on others.
+Owns `KINDS` and how a severity becomes pixels. Knows no model and no file. The kinds are made apart from those of the
+sample data on purpose: a model that learned from those is tried here on others.
 
-Contract: frames (T, H, W, 3) uint8 RGB in, the same shape out; severity above 0 and up to 1. One seed is one draw, that
-every severity scales, so a higher severity is the same fault and more of it. Sizes are shares of the frame's longer side,
+Contract: frames (T, H, W, 3) uint8 RGB in, the same shape out; severity from 0.2 to 1. One seed is one draw, which
+every severity scales: a higher one is the same fault, and more of it. Sizes are shares of the frame's longer side, so
 that a degradation is as strong in a small video as in a large one.
 """
 
@@ -117,8 +117,8 @@ def _compression(frames: Frames, level: float, rng: np.random.Generator) -> Fram
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
     file.seek(0)
-    with av.open(file) as container:
-        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    with av.open(file, "r") as written:
+        shown = [frame.to_ndarray(format="rgb24") for frame in written.decode(video=0)]
     return np.ascontiguousarray(np.stack(shown)[:, :height, :width])
 
 
@@ -271,7 +271,7 @@ _OF_SIDE: Final = "share of the longer side"
 
 KINDS: Final[Mapping[str, Kind]] = {
     "blur": Kind("Traditional", f"sigma, {_OF_SIDE}", (0.0015, 0.003, 0.006, 0.011, 0.02), _blur),
-    "low resolution": Kind(
+    "low-resolution": Kind(
         "Traditional", "share of the sides that is left", (0.6, 0.4, 0.25, 0.16, 0.1), _low_resolution
     ),
     "noise": Kind("Traditional", "sigma, of 255", (4.0, 10.0, 20.0, 34.0, 52.0), _noise),
@@ -284,12 +284,12 @@ KINDS: Final[Mapping[str, Kind]] = {
         "Traditional", "share of the light that is gone", (0.12, 0.3, 0.5, 0.68, 0.84), _underexposure
     ),
     "overexposure": Kind("Traditional", "light added, of 1", (0.12, 0.3, 0.6, 1.0, 1.6), _overexposure),
-    "washed out": Kind("Aesthetic", "strength", (0.12, 0.3, 0.5, 0.75, 1.0), _washed_out),
+    "washed-out": Kind("Aesthetic", "strength", (0.12, 0.3, 0.5, 0.75, 1.0), _washed_out),
     "freeze": Kind("Temporal", "share of the clip", (0.12, 0.3, 0.5, 0.72, 0.95), _freeze),
     "jitter": Kind("Temporal", f"sigma, {_OF_SIDE}", (0.001, 0.003, 0.007, 0.014, 0.025), _jitter),
     "flicker": Kind("Temporal", "sigma of the logarithm of the gain", (0.015, 0.04, 0.09, 0.17, 0.3), _flicker),
-    "dropped frames": Kind("Temporal", "frames until the next one", (2.0, 3.0, 5.0, 7.0, 10.0), _dropped_frames),
-    "shuffled frames": Kind("Temporal", "frames by which one is off", (1.5, 3.0, 5.0, 9.0, 16.0), _shuffled_frames),
+    "dropped-frames": Kind("Temporal", "frames until the next one", (2.0, 3.0, 5.0, 7.0, 10.0), _dropped_frames),
+    "shuffled-frames": Kind("Temporal", "frames by which one is off", (1.5, 3.0, 5.0, 9.0, 16.0), _shuffled_frames),
     "wobble": Kind("Temporal", f"amplitude, {_OF_SIDE}", (0.0015, 0.004, 0.008, 0.015, 0.028), _wobble),
 }
 """By name. Those of Traditional first, then Aesthetic, then Temporal."""

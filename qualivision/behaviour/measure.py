@@ -1,7 +1,7 @@
 """Clean clips, their degraded copies and other clips' prompts, all scored by one model.
 
-Owns which scores are asked for. Clips are decoded, degraded and resized in guarded worker processes, a job for each clip and
-kind; the model runs in this one. What the scores say is `report.py`'s.
+Owns which scores are asked for. Clips are decoded, degraded and resized in guarded worker processes, a job for each
+clip and kind; the model runs in this one. What the scores say is `report.py`'s.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def measure(
         found[name] = _measure_clean(scorer, by_name[name], clips, frames)
         advance(len(found), total)
     done, total = len(found), len(found) * (1 + len(kinds) * steps)
-    jobs = [(*job, kind, order) for job in jobs if job[1] in found for kind in kinds]
-    for name, kind, degraded in each(_degraded, jobs):
+    worse = [(*job, kind, order) for job in jobs if job[1] in found for kind in kinds]
+    for name, kind, degraded in each(_degraded, worse):
         prompt = by_name[name].prompt or NO_PROMPT
         found[name].degraded[kind] = np.stack([_values(scorer.judge([(name, prompt, shown)])[0]) for shown in degraded])
         done += steps

@@ -1,7 +1,7 @@
 """What the scores of clean, degraded and mismatched clips say: figures, `behaviour.json`, and a table.
 
-Owns the figures and the layout of the report. Contract: MOS units; a fall is how far a score lies below the clean clip's; a
-tau that does not exist is None, never 0.
+Owns the figures and the layout of the report, not the picture (`pictures.py`). Contract: MOS units; a fall is by how
+much a score lies below the clean clip's; a tau that does not exist is None, never 0.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from qualivision.behaviour import pictures
 from qualivision.behaviour.degradations import KINDS
 from qualivision.behaviour.measure import NO_PROMPT
 from qualivision.cache import write_atomically
@@ -24,30 +25,38 @@ if TYPE_CHECKING:
 
     from qualivision.behaviour.measure import Measured, Measurement
 
+FIGURES: Final = "behaviour.json"
+PICTURE: Final = "behaviour.png"
 _ALIGNMENT: Final = DIMENSIONS.index("Alignment")
 _ASKED: Final = ("Alignment", "Overall")
 """What the true prompt should raise."""
 
 
 def tau(severity: npt.ArrayLike, fall: npt.ArrayLike) -> float | None:
-    """Kendall's tau-b between severity and fall, of the same length: 1 when each step falls deeper; None when nothing does."""
+    """Kendall's tau-b between severity and fall, two equally long series of numbers.
+
+    Returns:
+        1 when each step falls deeper than the one before, -1 when each rises; None when nothing changes at all.
+    Source: Kendall, "The treatment of ties in ranking problems", Biometrika 1945.
+    """
     from scipy.stats import kendalltau
 
-    if np.ptp(np.asarray(fall)) == 0:
-        return None
-    return float(kendalltau(severity, fall, variant="b").statistic)
+    x, y = np.asarray(severity, np.float64), np.asarray(fall, np.float64)
+    return None if np.ptp(y) == 0 else float(kendalltau(x, y, variant="b").statistic)
 
 
 def report_of(found: Measurement) -> dict[str, Any]:
     """What `behaviour.json` holds; floats to 4 decimals.
 
     Returns:
-        "model"; "clips" and "clips_with_prompt" (counts); "severities"; "tau": by dimension the mean over the kinds that
-        should lower it; "kinds": by name "dimension" (expected to fall), "levels", "tau" and "tau_clips" (mean over the
-        clips that have one, and how many), "tau_of_mean" (of the mean fall), "fall" (its mean at each severity), these four by
-        dimension; "prompts": "pairs" of a clip and another clip's prompt, the share "won" by the own prompt and its mean "lead"; "per_clip":
-        "scores" of the clean clip, and "tau" of each kind's dimension; "skipped": cause by clip. Of clips without a
-        prompt, Alignment is not counted.
+        "model"; "clips" and "clips_with_prompt", counts; "severities"; "skipped", the cause by clip;
+        "tau": by dimension, the mean over the kinds that should lower it;
+        "kinds": by name, "dimension" (which should fall), "unit" and "levels", and by dimension "tau" (mean over the
+        clips that have one: "tau_clips"), "tau_of_mean" (of the mean fall) and "fall" (the mean at each severity);
+        "prompts": "pairs" of a clip and another clip's prompt; by dimension the share "won" by the clip's own prompt
+        and its mean "lead" in MOS. None where there is no such pair;
+        "per_clip": by name, "prompt", "scores" of the clean clip, and by kind "tau" of the dimension that should fall.
+        Of clips without a prompt, Alignment is not counted.
     """
     kinds = {kind: _of_kind(found, kind) for kind in found.kinds}
     lowered: dict[str, list[float]] = {}
@@ -68,9 +77,10 @@ def report_of(found: Measurement) -> dict[str, Any]:
 
 
 def write_report(found: Measurement, folder: Path) -> dict[str, Any]:
-    """Write `behaviour.json` into a folder; returns what it holds."""
+    """Write `behaviour.json` and `behaviour.png` into a folder; returns what the first holds."""
     report = report_of(found)
-    write_atomically(folder / "behaviour.json", as_json(report).encode())
+    write_atomically(folder / PICTURE, pictures.behaviour(report))
+    write_atomically(folder / FIGURES, as_json(report).encode())  # last: new numbers never lie beside an old picture
     return report
 
 
@@ -101,7 +111,7 @@ def _of_prompts(clips: Sequence[Measured]) -> dict[str, Any] | None:
     asked = [clip for clip in clips if clip.others is not None and len(clip.others)]
     if not asked:
         return None
-    leads = np.concatenate([clip.clean - clip.others for clip in asked])  # type: ignore[operator]
+    leads = np.concatenate([clip.clean - clip.others for clip in asked if clip.others is not None])
     places = [DIMENSIONS.index(dimension) for dimension in _ASKED]
     return {
         "clips": len(asked),
@@ -160,8 +170,9 @@ def _notes(report: dict[str, Any]) -> list[str]:
     """What a reader must know to read the numbers right."""
     means = ", ".join(f"{dimension} {value:.2f}" for dimension, value in report["tau"].items())
     notes = [
-        f"Mean tau: {means or 'none'}. tau: Kendall's tau-b of severity and fall of the expected dimension, mean over clips;",
-        "least: that of the clip with the lowest. Falls are in MOS, mean over clips.",
+        f"Mean tau: {means or 'none'}.",
+        "tau: Kendall's tau-b of severity and fall of the expected dimension, mean over clips; least: its lowest clip.",
+        "Falls are in MOS, mean over clips.",
     ]
     if (prompts := report["prompts"]) is not None:
         won = ", ".join(

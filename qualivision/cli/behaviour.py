@@ -35,8 +35,8 @@ def behaviour(
     from qualivision.behaviour.degradations import KINDS
     from qualivision.behaviour.folder import BehaviourError, find_clips
     from qualivision.behaviour.measure import measure
+    from qualivision.behaviour.report import FIGURES, PICTURE, table, write_report
     from qualivision.behaviour.report import as_json as json_of
-    from qualivision.behaviour.report import table, write_report
     from qualivision.progress import progress
     from qualivision.scoring import Scorer
     from qualivision.settings import PARAMS_FILE, DecodeSettings, load_settings
@@ -59,6 +59,6 @@ def behaviour(
     report = write_report(measured, out)
     say(json_of(report).rstrip() if as_json else table(report))
     if not as_json:
-        say(f"behaviour: {out / 'behaviour.json'}")
+        say(f"behaviour: {out / FIGURES}, {out / PICTURE}")
     if measured.skipped:
         raise typer.Exit(1)
