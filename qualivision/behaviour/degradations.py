@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _BLOCK_PX: Final = 8  # as in JPEG and the older codecs
 _NOISE_ROOM_PX: Final = 64  # by how much the noise picture is larger than a frame: each frame sees another part of it
+_LEAST_PX: Final = 0.4  # on top of what is a share of the side, or in small videos nothing would be blurred or moved
 _AT_ONCE: Final = 8  # frames whose pixels are held as floats
 
 
@@ -80,7 +81,7 @@ def degrade(frames: Frames, kind: str, severity: float, *, seed: int = 0) -> Fra
 def _blur(frames: Frames, level: float, rng: np.random.Generator) -> Frames:
     from PIL import Image, ImageFilter
 
-    gaussian = ImageFilter.GaussianBlur(level * _side(frames))
+    gaussian = ImageFilter.GaussianBlur(_LEAST_PX + level * _side(frames))
     return np.stack([np.asarray(Image.fromarray(frame).filter(gaussian)) for frame in frames])
 
 
@@ -209,7 +210,7 @@ def _shuffled_frames(frames: Frames, level: float, rng: np.random.Generator) -> 
 def _jitter(frames: Frames, level: float, rng: np.random.Generator) -> Frames:
     """The camera shakes: each frame is moved by whole pixels, for between them it would lose sharpness too."""
     height, width = frames.shape[1:3]
-    spread = 0.5 + level * _side(frames)  # half a pixel at least, or in small videos nothing would move
+    spread = _LEAST_PX + level * _side(frames)
     offsets = np.rint(np.clip(rng.standard_normal((len(frames), 2)), -2.5, 2.5) * spread).astype(int)
     margin = int(np.abs(offsets).max())
     out = np.empty_like(frames)

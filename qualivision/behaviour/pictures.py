@@ -80,7 +80,7 @@ def _draw_key(axes: Axes, report: dict[str, Any]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=colour, marker=marker, label=name) for name, (colour, marker) in _LINES.items()]
-    axes.legend(handles=handles, loc="upper left", frameon=False, fontsize=10.5, borderaxespad=0)
+    axes.legend(handles=handles, loc="upper left", ncols=2, frameon=False, borderaxespad=0, columnspacing=1.0)
     lines = ["Thick: the one that should fall.", f"{report['clips']} clips, mean over them."]
     if (prompts := report["prompts"]) is not None:
         won = 100 * prompts["won"]["Alignment"]

@@ -171,15 +171,16 @@ def _notes(report: dict[str, Any]) -> list[str]:
     means = ", ".join(f"{dimension} {value:.2f}" for dimension, value in report["tau"].items())
     notes = [
         f"Mean tau: {means or 'none'}.",
-        "tau: Kendall's tau-b of severity and fall of the expected dimension, mean over clips; least: its lowest clip.",
-        "Falls are in MOS, mean over clips.",
+        "tau: Kendall's tau-b of severity and fall of the expected dimension, mean over clips;",
+        "least: that of the clip with the lowest. Falls are in MOS, mean over clips.",
     ]
     if (prompts := report["prompts"]) is not None:
         won = ", ".join(
-            f"{dimension} in {100 * share:.1f} % (lead {prompts['lead'][dimension]:.2f} MOS)"
+            f"{dimension} in {100 * share:.1f} % (by {prompts['lead'][dimension]:.2f} MOS)"
             for dimension, share in prompts["won"].items()
         )
-        notes.append(f"The true prompt against those of other clips, {prompts['pairs']} pairs: wins {won}.")
+        notes.append(f"The true prompt against those of other clips, {prompts['pairs']} pairs:")
+        notes.append(f"wins {won}.")
     if report["clips"] > report["clips_with_prompt"]:
         notes.append(f'Clips without a prompt are scored against "{NO_PROMPT}", and not counted for Alignment.')
     if report["skipped"]:
