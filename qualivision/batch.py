@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _NAMED = 3
 _APART = "give the path below the folder as video_name, or rename one"
-_VIDEO_SUFFIXES: Final = frozenset(
+VIDEO_SUFFIXES: Final = frozenset(
     {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts", ".gif", ".mpg", ".mpeg", ".h264", ".hevc", ".ivf"}
 )
 
@@ -162,7 +162,7 @@ def _find(folders: list[Path], prompts: dict[str, str], paths: dict[str, str], a
                 path = os.path.join(at, file)
                 known = (name for name in (os.path.relpath(path, folder), file) if name in prompts)
                 if (name := next(known, None)) is None:
-                    if os.path.splitext(file)[1].lower() in _VIDEO_SUFFIXES:
+                    if os.path.splitext(file)[1].lower() in VIDEO_SUFFIXES:
                         others.append(path)
                 elif os.path.abspath(paths.setdefault(name, path)) != os.path.abspath(path):
                     amiss[name] = f"is there twice: {paths[name]} and {path}; {_APART}"

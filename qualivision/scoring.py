@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
+    from qualivision.models.quality import Prediction
     from qualivision.settings import FrameSpec
     from qualivision.video import Frames
+
+_PROMPTS_AT_ONCE = 16
+"""Of one clip: bounds the memory that its repeated activations take."""
 
 
 class ModelNotFoundError(QualiVisionError, LookupError):
@@ -145,28 +149,37 @@ class Scorer:
         """
         import torch
 
-        from qualivision.models.quality import ASPECTS, frames_to_input
+        from qualivision.models.quality import frames_to_input
 
-        for name, prompt, _ in clips:
-            check_prompt(name, prompt)
-        prompts = [prompt for _, prompt, _ in clips]
         frames = torch.cat([frames_to_input(shown) for _, _, shown in clips]).to(self._device)
-        text = torch.cat([self._embed(prompt) for prompt in prompts]).to(self._device)
         with torch.inference_mode():
-            found = self._model(frames, self._model.embed(prompts, text))
-        return [
-            Scores(
-                video=name,
-                prompt=prompt,
-                values=dict(zip(DIMENSIONS, mos, strict=True)),
-                aspect_weights=dict(zip(ASPECTS, weights, strict=True)),
-                model=self.name,
-                distance=distance,
-            )
-            for (name, prompt, _), mos, weights, distance in zip(
-                clips, found.mos.tolist(), found.aspect_weights.tolist(), found.distance.tolist(), strict=True
-            )
-        ]
+            found = self._model(frames, self._text([(name, prompt) for name, prompt, _ in clips]))
+        return self._named([(name, prompt) for name, prompt, _ in clips], found)
+
+    def judge_prompts(self, name: str, prompts: Sequence[str], frames: Frames) -> list[Scores]:
+        """Score one clip against many prompts; its frozen stem runs once.
+
+        Args:
+            name: stands in `Scores.video`.
+            prompts: any number.
+            frames: as `judge` takes them.
+        Returns:
+            Scores against each prompt, in order; what `judge` gives for each alone.
+        Raises:
+            PromptError: a prompt is blank.
+        """
+        import torch
+
+        from qualivision.models.quality import frames_to_input
+
+        scores = []
+        with torch.inference_mode():
+            activations = self._model.stem(frames_to_input(frames).to(self._device))
+            for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
+                part = [(name, prompt) for prompt in prompts[start : start + _PROMPTS_AT_ONCE]]
+                repeated = {key: value.expand(len(part), *value.shape[1:]) for key, value in activations.items()}
+                scores += self._named(part, self._model.from_stem(repeated, self._text(part)))
+        return scores
 
     def score_many(self, items: Iterable[tuple[str | Path, str]]) -> Iterator[Scores | QualiVisionError]:
         """Score (video, prompt) after (video, prompt); one that can't be scored gives its error instead."""
@@ -178,6 +191,33 @@ class Scorer:
                 yield self.score(video, prompt=prompt)
             except (PromptError, VideoError) as err:
                 yield err
+
+    def _text(self, asked: Sequence[tuple[str, str]]) -> Any:
+        """The (B, Dt) embeddings of the prompts of (name, prompt). Raises PromptError for a blank one."""
+        import torch
+
+        for name, prompt in asked:
+            check_prompt(name, prompt)
+        prompts = [prompt for _, prompt in asked]
+        return self._model.embed(prompts, torch.cat([self._embed(prompt) for prompt in prompts]).to(self._device))
+
+    def _named(self, asked: Sequence[tuple[str, str]], found: Prediction) -> list[Scores]:
+        """A batch's prediction as scores of each (name, prompt)."""
+        from qualivision.models.quality import ASPECTS
+
+        return [
+            Scores(
+                video=name,
+                prompt=prompt,
+                values=dict(zip(DIMENSIONS, mos, strict=True)),
+                aspect_weights=dict(zip(ASPECTS, weights, strict=True)),
+                model=self.name,
+                distance=distance,
+            )
+            for (name, prompt), mos, weights, distance in zip(
+                asked, found.mos.tolist(), found.aspect_weights.tolist(), found.distance.tolist(), strict=True
+            )
+        ]
 
     def _embed_one(self, prompt: str) -> Any:
         import torch

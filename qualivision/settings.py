@@ -186,6 +186,9 @@ class EvaluateSettings(Section):
 
     bootstrap_resamples: int = Field(ge=100, le=100_000)
     seed: int = Field(ge=0)
+    behaviour_clips: int = Field(
+        default=6, ge=0, le=10_000, description="best rated test clips that are degraded and scored again; 0: none"
+    )
 
 
 class RegistrySettings(Section):

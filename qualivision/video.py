@@ -156,6 +156,35 @@ def sample(path: Path, count: int, *, decoder: Literal["pyav", "decord"] = "pyav
     return np.stack([slots[place] for place in range(count)])
 
 
+def distinct_frames(
+    path: Path, count: int, *, max_side_px: int, decoder: Literal["pyav", "decord"] = "pyav"
+) -> tuple[Frames, Indices]:
+    """The uniform frames of a video, each once, at its own size or, where that is larger, within `max_side_px`.
+
+    Args:
+        path: a video file.
+        count: how many frames are wanted (see `frame_indices`).
+        max_side_px: of the longer side; a larger video is made smaller, its aspect ratio kept.
+        decoder: see `sample`.
+    Returns:
+        Frames (N, H, W, 3) uint8, RGB, N of them at most `count`; and (count,) which of them each place shows:
+        `frames[places]` is what `sample` gives, but for the size.
+    Raises:
+        VideoError: as `read_frames`.
+    """
+    slots: dict[int, Frames] = {}
+
+    def put(places: slice, picture: Frames) -> None:
+        height, width = picture.shape[:2]
+        scale = min(1.0, max_side_px / max(height, width))
+        small = resize(picture.reshape(1, *picture.shape), max(1, round(height * scale)), max(1, round(width * scale)))
+        slots.update(dict.fromkeys(range(places.start, places.stop), small))
+
+    _sample(path, count, put, decoder)
+    new = [place == 0 or slots[place] is not slots[place - 1] for place in range(count)]
+    return np.concatenate([slots[place] for place in range(count) if new[place]]), np.cumsum(new) - 1
+
+
 def decoding_guard(limits: DecodeSettings) -> Guard:
     """What holds jobs whose first argument is a video from outside: one that is lost becomes a LostVideoError."""
     from qualivision.workers import Guard

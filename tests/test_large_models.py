@@ -72,7 +72,7 @@ def project(tmp_path_factory):
         section["train"] |= {"epochs": 24, "batch_size": 10, "accumulate": 1, "learning_rate": 3e-3, "precision": "no"}
         section["train"] |= {"warmup_steps": 4, "average": 0.5, "save_steps": 0, "patience": 24}
     params["vjepa2"]["network"] |= {"freeze_ratio": 0.5, "stem_precision": "fp32"}
-    params["evaluate"]["bootstrap_resamples"] = 100
+    params["evaluate"] |= {"bootstrap_resamples": 100, "behaviour_clips": 1}
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     with pytest.MonkeyPatch.context() as patch:
         enter(root, patch)

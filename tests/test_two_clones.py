@@ -25,6 +25,7 @@ SMALL = {
     # So few clips teach nothing about quality: whether a model deserves to be champion is not what is tried here.
     r"min_gain_over_no_video: .*": "min_gain_over_no_video: -1.0",
     r"bootstrap_resamples: 1000": "bootstrap_resamples: 100",
+    r"behaviour_clips: 6": "behaviour_clips: 1",
     r"approval: manual": "approval: auto",
     r"retry_seconds: .*": "retry_seconds: [1]",
     r'remote: ""': "remote: store",

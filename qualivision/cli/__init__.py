@@ -12,7 +12,7 @@ import sys
 import typer
 
 from qualivision import environment, tracking
-from qualivision.cli import data, models, monitoring, scoring, stages
+from qualivision.cli import behaviour, data, models, monitoring, scoring, stages
 from qualivision.errors import QualiVisionError, leaves
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for part in (data, stages, models, scoring, monitoring):
+for part in (data, stages, models, scoring, behaviour, monitoring):
     app.add_typer(part.app)
 
 

@@ -1,17 +1,28 @@
-"""Stage `evaluate`: a checkpoint against the raters on the test split."""
+"""Stage `evaluate`: a checkpoint against the raters on the test split, and its behaviour on the best rated clips."""
 
 from __future__ import annotations
 
+import logging
+from typing import TYPE_CHECKING
+
 from qualivision import tracking
-from qualivision.labels import DIMENSIONS, LabelError, has_mos, labels_path, ratings_path
+from qualivision.labels import DIMENSIONS, MOS_COLUMNS, LabelError, has_mos, labels_path, ratings_path, videos_dir
 from qualivision.prompts import PromptCache
 from qualivision.settings import load_settings
 from qualivision.stages import places
 from qualivision.stages.encode import activations_cache
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from qualivision.behaviour.folder import Clip
+    from qualivision.settings import Settings
+
+log = logging.getLogger(__name__)
+
 
 def run(model: str) -> str:
-    """Score the test split and write the report; returns its table.
+    """Score the test split and write the reports; returns their tables.
 
     Raises:
         LabelError: the test table has no MOS: it can be scored, not evaluated.
@@ -53,5 +64,39 @@ def run(model: str) -> str:
         model=model,
         checkpoint=identity,
     )
+    behaviour = _behaviour(model, settings, test_set.table)
     tracking.log_evaluation(model, identity, metrics, places.report_dir(model))
-    return table(metrics)
+    return "\n\n".join(part for part in (table(metrics), behaviour) if part)
+
+
+def _behaviour(model: str, settings: Settings, rated: pd.DataFrame) -> str:
+    """Write the behaviour report; returns its table, "" where `evaluate.behaviour_clips` is 0."""
+    from qualivision.behaviour.measure import Measurement, measure
+    from qualivision.behaviour.report import table, write_report
+    from qualivision.progress import progress
+    from qualivision.scoring import Scorer
+
+    checkpoint = places.checkpoint_dir(model)
+    clips = best_rated(rated, settings.evaluate.behaviour_clips)
+    if not clips:  # the stage's outputs are there all the same, and say that nothing was measured
+        write_report(Measurement(str(checkpoint), (), (), (), {}), places.report_dir(model))
+        return ""
+    with progress(f"evaluate {model}: behaviour", "scores") as advance:
+        found = measure(Scorer(checkpoint), clips, settings.decode, advance=advance)
+    for name, cause in found.skipped.items():
+        log.warning("%s can't be used for the behaviour report: %s", name, cause)
+    return table(write_report(found, places.report_dir(model)))
+
+
+def best_rated(rated: pd.DataFrame, count: int) -> list[Clip]:
+    """The cleanest clips of the test split, as far as raters say: the highest mean MOS, at most one of a prompt."""
+    from qualivision.behaviour.folder import Clip
+
+    order = rated.assign(mean=rated[list(MOS_COLUMNS)].mean(axis=1)).sort_values(
+        ["mean", "video_name"], ascending=[False, True]
+    )
+    chosen = order.drop_duplicates("Prompt").head(count)
+    folder = videos_dir(places.DATA, "test")
+    return [
+        Clip(name, folder / name, prompt) for name, prompt in zip(chosen["video_name"], chosen["Prompt"], strict=True)
+    ]
