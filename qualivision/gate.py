@@ -86,7 +86,7 @@ class TestRows:
         data: the data folder.
         limits: of decoding, where a model has to see the videos themselves.
     Raises:
-        LabelError: no test table, or one without MOS.
+        LabelError: no test table, one without MOS, or one that is too small to compare models on.
     """
 
     __test__ = False  # for pytest, which takes every Test... for a test
@@ -98,6 +98,11 @@ class TestRows:
         self.table: pd.DataFrame = read_labels(path, require_mos=False)
         if not has_mos(self.table):
             raise LabelError(f"{path}: has no MOS, so no model can be compared on it")
+        if (found := self.table["Prompt"].nunique()) < 2 or len(self.table) < 3:
+            raise LabelError(
+                f"{path}: has {len(self.table)} clips and {found} prompts; models are compared on at least 3 "
+                "clips of 2 prompts. Give the test split a larger share, or promote with --override REASON"
+            )
         self.identity = file_hash(path)
         self.prompts: list[str] = self.table["Prompt"].tolist()
         self._vectors: dict[str, dict[str, Embeddings]] = {}

@@ -81,9 +81,15 @@ def facts_of(card: ModelCard, lineage: Mapping[str, str]) -> list[list[str]]:
         ["Reads", f"{card.frames.count} frames of {card.frames.height} x {card.frames.width} pixels, and the prompt"],
         ["Says", f"{', '.join(DIMENSIONS)}: MOS from 1 to 5"],
         ["Published weights", f"{card.base} (SHA-256 {card.base_hash[:12]})"],
+        *_start_of(card),
         ["Sentence encoder", card.text.encoder + (", trained along" if card.text.train else ", frozen")],
         *([_LINEAGE[name], value] for name, value in lineage.items()),
     ]
+
+
+def _start_of(card: ModelCard) -> list[list[str]]:
+    start = card.training.get("start")
+    return [["Trained from", f"{start['name']} ({start['id'][:12]})"]] if start else []
 
 
 def as_markdown(

@@ -140,7 +140,34 @@ class TrainSettings(Section):
     save_steps: int = Field(
         default=0, ge=0, description="optimizer steps between two states that --resume can go on from; 0: each epoch"
     )
+    start: str = Field(
+        default="", description="a checkpoint folder or MLflow model URI that training starts from; empty: none"
+    )
+    start_pull: float = Field(
+        default=3.0,
+        ge=0.0,
+        description="with a start, in place of weight_decay: draws weights to it, more so the fewer clips there are",
+    )
+    start_steps: int = Field(
+        default=150, ge=1, description="with a start, at least so many optimizer steps: epochs are added if need be"
+    )
+    curve: tuple[float, ...] = Field(
+        default=(), description="shares of the training prompts to train on as well, for a learning curve; empty: none"
+    )
     loss: LossSettings
+
+    @field_validator("curve")
+    @classmethod
+    def _are_rising_shares(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < value <= 1 for value in values) or list(values) != sorted(set(values)):
+            raise ValueError(f"{list(values)}: rising shares above 0 and up to 1 are needed, such as [0.25, 0.5, 1.0]")
+        return values
+
+    @model_validator(mode="after")
+    def _a_curve_is_one_process_work(self) -> TrainSettings:
+        if self.curve and self.processes > 1:
+            raise ValueError("curve: is trained in one process; set processes: 1, or curve: []")
+        return self
 
 
 class ModelSettings(Section):

@@ -58,7 +58,12 @@ def train(
         bool, typer.Option("--resume", help="Go on from an interrupted run of the same data and settings.")
     ] = False,
 ) -> None:
-    """Train the model and write its checkpoint."""
+    """Train the model and write its checkpoint.
+
+    With few ratings of your own, let it start from a model that is trained already: set MODEL.train.start in
+    params.yaml to a checkpoint folder or a version of the registry, such as models:/qualivision/1. With
+    MODEL.train.curve it trains on shares of the ratings as well, and the report says whether more would help.
+    """
     from qualivision.stages import train as stage
 
     if summary := stage.run(model, resume=resume):  # of several processes only the first has one

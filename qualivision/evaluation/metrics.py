@@ -26,6 +26,9 @@ MEAN: Final = "mean"
 PREDICTED_COLUMNS: Final = tuple(f"{dimension}_predicted" for dimension in DIMENSIONS)
 """What a model says of a clip, in a table of predictions; beside them stand the MOS columns."""
 
+CONFIDENCE: Final = 0.95
+"""Of the intervals in a report."""
+
 _MIN_ROWS: Final = 3
 _MIN_PROMPTS: Final = 2
 _CELLS_AT_ONCE: Final = 2_000_000  # resamples x rows of one block: bounds memory at some 100 MB
@@ -109,7 +112,7 @@ def bootstrap_over_prompts(
     *,
     resamples: int,
     seed: int,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> Bootstrap:
     """Intervals of the metrics, per dimension and for their mean, from resampling prompts with replacement.
 

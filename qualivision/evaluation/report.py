@@ -1,9 +1,9 @@
-"""The report on one model: its numbers, what they are measured against, its predictions, and two pictures.
+"""The report on one model: its numbers, what they are measured against, its predictions, and two or three pictures.
 
-Owns the files of an evaluation and their layout (`metrics.json`, `predictions.csv`, `scatter.png`,
-`comparison.png`). Does not score clips, compute a metric itself, draw (`pictures.py`) or read settings. Equal input
-gives equal bytes: nothing carries a date. Importing this loads neither matplotlib nor scikit-learn nor SciPy; the first
-report does.
+Owns the files of an evaluation and their layout (`metrics.json`, `predictions.csv`, `scatter.png`, `comparison.png`,
+and `learning_curve.png` where training made a curve). Does not score clips, compute a metric itself, draw
+(`pictures.py`, `curve.py`) or read settings. Equal input gives equal bytes: nothing carries a date. Importing this
+loads neither matplotlib nor scikit-learn nor SciPy; the first report does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from qualivision.cache import write_atomically
 from qualivision.depth import FAMILIAR
 from qualivision.evaluation import pictures
 from qualivision.evaluation.baselines import ceiling_source, ceiling_srocc, no_video_baseline, noise_ceiling
-from qualivision.evaluation.metrics import MEAN, METRICS, PREDICTED_COLUMNS, agreement, bootstrap_over_prompts, shown
+from qualivision.evaluation.curve import advice, learning_curve
+from qualivision.evaluation.metrics import (
+    CONFIDENCE,
+    MEAN,
+    METRICS,
+    PREDICTED_COLUMNS,
+    Bootstrap,
+    agreement,
+    bootstrap_over_prompts,
+    shown,
+)
 from qualivision.labels import DIMENSIONS, MOS_COLUMNS, has_mos
 
 if TYPE_CHECKING:
@@ -29,6 +39,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _DECIMALS: Final = 4
+LEARNING_CURVE: Final = "learning_curve.png"
+FEW_PROMPTS: Final = 10
+"""With fewer test prompts the table says to look at the intervals first."""
 _NO_VIDEO_METRICS: Final = ("SROCC", "PLCC", "VQualA")
 
 
@@ -59,6 +72,7 @@ def write_report(
     seed: int,
     model: str,
     checkpoint: str,
+    curve: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Judge the predictions of a test split and write the report; each file appears whole or not at all.
 
@@ -74,17 +88,20 @@ def write_report(
         seed: of the bootstrap.
         model: the name of the model, for the titles.
         checkpoint: the hash of what predicted (`checkpoint_id`), so that nobody takes the report for another's.
+        curve: the learning curve (`curve.read_curve`), if training made one; else a picture of an older one is removed.
     Returns:
         What `metrics.json` holds, rounded to 4 decimals, None for what does not exist. Per dimension and
         "mean" the five metrics; "intervals" with [low, high] for each; "no_video"; "ceiling" (see
         `noise_ceiling`; None without single ratings); "counts"; "unfamiliar", the share of clips unlike those
-        of training (None without distances).
+        of training (None without distances); "learning_curve" where there is one.
     Raises:
         ValueError: no MOS (such a split can be scored but not evaluated), a missing column, values that
-            are NaN, rows that do not fit together, fewer than 3 rows or 2 prompts.
+            are NaN, rows that do not fit together, fewer than 3 rows or 2 training prompts.
     """
     _check_predictions(predictions, train)
     metrics = {**_rounded(_judge(predictions, train, ratings, resamples, seed, model)), "checkpoint": checkpoint}
+    if curve is not None:
+        metrics["learning_curve"] = curve
     # As float64, for float32 would print its rounding error.
     rows = predictions.astype(dict.fromkeys(PREDICTED_COLUMNS, float))
     rows = rows.round(dict.fromkeys((*PREDICTED_COLUMNS, "distance"), _DECIMALS))
@@ -94,6 +111,10 @@ def write_report(
         "comparison.png": pictures.comparison(metrics, model),
         "metrics.json": (json.dumps(metrics, indent=2, allow_nan=False) + "\n").encode(),
     }
+    if curve is None:
+        (folder / LEARNING_CURVE).unlink(missing_ok=True)
+    else:
+        files = {LEARNING_CURVE: learning_curve(curve, model), **files}
     for name, content in files.items():  # the numbers last, so that new ones never lie beside old pictures
         write_atomically(folder / name, content)
     return metrics
@@ -148,7 +169,7 @@ def _judge(
     predicted = predictions[list(PREDICTED_COLUMNS)].to_numpy(dtype=np.float64)
     prompts = predictions["Prompt"].tolist()
     floor = no_video_baseline(train.train_embeddings, train.train_mos, train.train_prompts, train.test_embeddings)
-    bootstrap = bootstrap_over_prompts(predicted, rated, prompts, resamples=resamples, seed=seed)
+    bootstrap = _intervals(predicted, rated, prompts, resamples, seed)
     if ratings is not None and "video_name" in ratings:
         ratings = ratings[ratings["video_name"].isin(predictions["video_name"])]
     return {
@@ -177,6 +198,17 @@ def _unfamiliar(predictions: pd.DataFrame) -> float | None:
     if "distance" not in predictions:
         return None
     return 1 - float((predictions["distance"] <= FAMILIAR).mean())
+
+
+def _intervals(
+    predicted: NDArray[np.float64], rated: NDArray[np.float64], prompts: list[str], resamples: int, seed: int
+) -> Bootstrap:
+    """The bootstrap over prompts; without any interval where there is only one prompt."""
+    if len(set(prompts)) > 1:
+        return bootstrap_over_prompts(predicted, rated, prompts, resamples=resamples, seed=seed)
+    names = (*DIMENSIONS, MEAN)
+    nothing: dict[str, tuple[float, float] | None] = dict.fromkeys(METRICS)
+    return Bootstrap({name: dict(nothing) for name in names}, dict.fromkeys(names, 0), 0, 1, CONFIDENCE)
 
 
 def _by_dimension(
@@ -209,8 +241,10 @@ def _rounded(value: Any) -> Any:
 def _notes(metrics: dict[str, Any]) -> list[str]:
     """What a reader must know to read the numbers right."""
     counts, left_out = metrics["counts"], metrics["intervals"]["left_out"][MEAN]
+    one = "Interval: none, for from the clips of one prompt nothing can be said about others."
+    several = f"Interval: bootstrap over prompts, {counts['resamples']} resamples."
     notes = [
-        f"Interval: bootstrap over prompts, {counts['resamples']} resamples. No-video: the prompt alone.",
+        f"{one if counts['prompts'] < 2 else several} No-video: the prompt alone.",
         f"Ceiling: {ceiling_source(metrics['ceiling'])}.",
     ]
     if metrics.get("unfamiliar") is not None:  # reports of earlier versions have none
@@ -221,4 +255,8 @@ def _notes(metrics: dict[str, Any]) -> list[str]:
         notes.append(f"Left out of intervals: {left_out} resamples in which a column is constant.")
     if counts["prompts_also_in_training"]:
         notes.append(f"Leak: {counts['prompts_also_in_training']} of these prompts are in the training split too.")
+    if 1 < counts["prompts"] < FEW_PROMPTS:
+        notes.append(f"{counts['prompts']} prompts are few: look at the intervals before the figures.")
+    if "learning_curve" in metrics:
+        notes += advice(metrics["learning_curve"])
     return notes

@@ -19,19 +19,22 @@ if TYPE_CHECKING:
     from qualivision.settings import Settings
 
 log = logging.getLogger(__name__)
+LEAST_CLIPS = 3
 
 
 def run(model: str) -> str:
     """Score the test split and write the reports; returns their tables.
 
     Raises:
-        LabelError: the test table has no MOS: it can be scored, not evaluated.
+        LabelError: the test table has no MOS, or fewer than 3 clips: it can be scored, not evaluated.
         CheckpointError, CacheError
     """
     import pandas as pd
 
+    from qualivision.evaluation.curve import read_curve
     from qualivision.evaluation.report import TrainSide, table, write_report
     from qualivision.training.checkpoint import checkpoint_id, load_checkpoint
+    from qualivision.training.curve import CURVE
     from qualivision.training.data import ClipSet
     from qualivision.training.loop import predict_with_distance
 
@@ -41,6 +44,11 @@ def run(model: str) -> str:
     train_set, test_set = (ClipSet(places.DATA, split, stems, embeddings) for split in ("train", "test"))
     if not has_mos(test_set.table):
         raise LabelError(f"{labels_path(places.DATA, 'test')}: has no MOS, so the model can't be evaluated on it")
+    if len(test_set) < LEAST_CLIPS:
+        raise LabelError(
+            f"{labels_path(places.DATA, 'test')}: has {len(test_set)} clips, and no correlation with fewer than "
+            f"{LEAST_CLIPS}; give the test split a larger share"
+        )
     checkpoint = places.checkpoint_dir(model)
     scored, _ = load_checkpoint(checkpoint, with_stem=False)
     identity = checkpoint_id(checkpoint)
@@ -63,6 +71,7 @@ def run(model: str) -> str:
         seed=settings.evaluate.seed,
         model=model,
         checkpoint=identity,
+        curve=read_curve(checkpoint / CURVE),
     )
     behaviour = _behaviour(model, settings, test_set.table)
     tracking.log_evaluation(model, identity, metrics, places.report_dir(model))

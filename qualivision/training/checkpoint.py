@@ -1,6 +1,7 @@
 """A checkpoint on disk: a folder with what training changed, and how to rebuild the rest.
 
     model.safetensors          the trained tensors, and nothing of the frozen stem
+    curve.json                 the learning curve, if one was asked for (`curve.py`)
     model.json                 name, settings, architecture, name and hash of the published weights, how training went
     trainer/state.safetensors  what a resumed run needs (`loop.py` writes it); never served
 
@@ -114,9 +115,6 @@ def load_checkpoint(folder: Path, *, with_stem: bool) -> tuple[QualityModel, Mod
     Raises:
         CheckpointError: not a checkpoint, damaged, tensors that don't fit, or another stem than in training.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     from qualivision.models.factory import base_hash, build_model, build_stem, caches_stem, has_stem
     from qualivision.models.text import TextTower
     from qualivision.prompts import PromptEncoder
@@ -142,12 +140,19 @@ def load_checkpoint(folder: Path, *, with_stem: bool) -> tuple[QualityModel, Mod
         text=text,
         forests=card.forests,
     )
+    load_trained(model, read_tensors(folder), folder / WEIGHTS)
+    return model.eval(), card
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """A checkpoint's `model.safetensors`. Raises CheckpointError when it can't be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
-        tensors = load_file(folder / WEIGHTS)
+        return load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as err:
         raise CheckpointError(f"{folder / WEIGHTS}: can't be read: {err}") from err
-    load_trained(model, tensors, folder / WEIGHTS)
-    return model.eval(), card
 
 
 def load_trained(model: QualityModel, tensors: dict[str, Tensor], source: Path) -> None:

@@ -6,6 +6,7 @@ one of them lacks is an error with its name.
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,19 @@ class ClipSet(Dataset[int]):
     def __getitem__(self, row: int) -> int:
         """The row itself: `collate` fetches whole batches."""
         return row
+
+    def part(self, rows: list[int]) -> ClipSet:
+        """Some of the clips, in the given order, as a set of its own."""
+        part = copy.copy(self)
+        part.table = self.table.iloc[rows].reset_index(drop=True)
+        part.keys = [self.keys[row] for row in rows]
+        part.prompts = [self.prompts[row] for row in rows]
+        part.content = [self.content[row] for row in rows]
+        part.text, part.mos = self.text[rows], self.mos[rows]
+        part._asks = torch.cat((self._asks[rows], self._asks[len(self) :]))
+        part._shows = self._shows[rows]
+        part._held, part._held_bytes = {}, 0
+        return part
 
     def activations(self, row: int) -> Activations:
         """The stem's activations of one clip, without a batch axis."""

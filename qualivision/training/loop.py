@@ -13,6 +13,7 @@ import resource
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch.utils.data import DataLoader
 from qualivision.cache import write_atomically
 from qualivision.errors import QualiVisionError
 from qualivision.labels import DIMENSIONS
-from qualivision.training.checkpoint import load_trained, trained_tensors
+from qualivision.training.checkpoint import CARD, load_trained, trained_tensors
 from qualivision.training.losses import (
     AdaptiveWeights,
     alignment_loss,
@@ -35,10 +36,10 @@ from qualivision.training.losses import (
 from qualivision.training.measuring import measure_after, measure_before
 from qualivision.training.optimizer import make_optimizer, make_schedule
 from qualivision.training.sharding import part_like, shard, whole
+from qualivision.training.starting import CHOOSING_CLIPS, Pull, concordance, started
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from torch import Tensor
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from qualivision.progress import Advance
     from qualivision.settings import TrainSettings
     from qualivision.training.data import Batch, ClipSet
+    from qualivision.training.starting import Start
 
     Metrics = dict[str, float]
 
@@ -60,13 +62,15 @@ class Trained:
 
     tensors: dict[str, Tensor]
     epoch: int
-    """the best epoch, from 1"""
+    """the best epoch, from 1; 0: the start as it is"""
     score: float
     """its validation score: VQualA (mean of SROCC and PLCC), mean over the five dimensions"""
     history: list[Metrics]
     loss_weights: dict[str, float]
     forests: list[tuple[int, int]]
     """trees, and the most nodes of one, of each forest among the tensors"""
+    start_score: float | None = None
+    """the validation score of the start, if there is one"""
 
 
 @dataclass
@@ -83,6 +87,8 @@ class _Progress:
     step: int = 0
     best_epoch: int = 0
     best_score: float = -math.inf
+    start: Metrics = field(default_factory=dict)
+    """the validation of what training started from"""
     history: list[Metrics] = field(default_factory=list)
     finished: bool = False
 
@@ -182,8 +188,9 @@ class Trainer:
         build: makes the model with fresh trained parts; called once the seed is set.
         train_set, val_set: what to learn from, and what to choose the best epoch on.
         settings: the model's `train` section.
-        state: folder for what a resumed run needs.
+        state: folder for what a resumed run needs; None: nothing is kept.
         identity: names data and settings; a state of another identity is not gone on from.
+        start: the checkpoint that training starts from; by default it starts from what `build` makes.
     """
 
     def __init__(
@@ -193,12 +200,14 @@ class Trainer:
         val_set: ClipSet,
         settings: TrainSettings,
         *,
-        state: Path,
+        state: Path | None,
         identity: str,
+        start: Start | None = None,
     ) -> None:
         from accelerate import Accelerator
 
         torch.manual_seed(settings.seed)
+        self.start = start
         self.settings, self.train_set, self.val_set = settings, train_set, val_set
         self.state_folder, self.identity = state, identity
         self.accelerator = Accelerator(
@@ -218,7 +227,12 @@ class Trainer:
             generator=self.order,
             collate_fn=train_set.collate,
         )
+        if start is not None:
+            batches = self.accelerator.num_processes * settings.accumulate
+            self.settings = settings = started(settings, steps_per_epoch=math.ceil(len(loader) / batches))
         self.model = build()
+        if start is not None:
+            load_trained(self.model, start.tensors, Path(start.name))
         self.averaged = _copy(self.model).to(self.accelerator.device)
         self.objective: nn.Module = Objective(self.model)
         if settings.sharded:
@@ -226,6 +240,7 @@ class Trainer:
         else:
             self.objective = self.accelerator.prepare(self.objective)
         optimizer = make_optimizer(self.model, settings)
+        self.pull = start and Pull(self.model, start.tensors, settings.start_pull, clips=len(train_set))
         # The loader too: accelerate then steps at the end of an epoch, however few batches have been accumulated, and
         # no gradient waits for the next epoch, where a resumed run would lack it.
         self.optimizer, self.loader = self.accelerator.prepare(optimizer, loader)
@@ -259,8 +274,7 @@ class Trainer:
         for split, clips, least in (("train", self.train_set, 2), ("val", self.val_set, 3)):
             _check(clips, split, least)
         if not (resume and self._restore()):
-            measure_before(self.model, self.train_set)
-            load_trained(self.averaged, trained_tensors(self.model), self.state_folder)
+            self._begin(log)
         progress, settings = self.progress, self.settings
         while not progress.finished:
             started, already = time.perf_counter(), progress.batch
@@ -273,21 +287,48 @@ class Trainer:
             # The speed is logged only: what is stored follows from data and settings alone.
             log(progress.epoch, metrics | {"clips_per_second": done / seconds, "memory_mb": _memory_mb()})
             advance(progress.epoch, settings.epochs)
-            # Only epochs of the second half, when the rate has fallen: an early peak over a few prompts is luck.
-            if progress.epoch > settings.epochs // 2 and metrics["val_score"] > progress.best_score:
-                progress.best_score, progress.best_epoch = metrics["val_score"], progress.epoch
-                self.best = {name: value.clone() for name, value in trained_tensors(self.averaged).items()}
-            stalled = progress.epoch - max(progress.best_epoch, settings.epochs // 2) >= settings.patience
+            self._keep_if_best(metrics)
+            stalled = progress.epoch - max(progress.best_epoch, self._first - 1) >= settings.patience
             progress.finished = stalled or progress.epoch >= settings.epochs
             self._save()
+        best = progress.history[progress.best_epoch - 1] if progress.best_epoch else progress.start
         return Trained(
             self._measured(),
             progress.best_epoch,
-            progress.best_score,
+            best["val_score"],
             progress.history,
             dict(self.weights.current),
             [forest.size for forest in self.averaged.forests],
+            progress.start.get("val_score"),
         )
+
+    def _begin(self, log: Callable[[int, Metrics], None]) -> None:
+        """What comes before the first step: measure the clips, or judge what training starts from, as epoch 0."""
+        if self.start is None:
+            measure_before(self.model, self.train_set)
+            load_trained(self.averaged, trained_tensors(self.model), Path(CARD))
+            return
+        self.progress.start = self._validate()
+        log(0, self.progress.start)
+        self._keep_if_best(self.progress.start)
+
+    @property
+    def _first(self) -> int:
+        """The first epoch that may be the best one."""
+        if self.start is None:
+            # Of the second half, when the rate has fallen: an early peak over a few prompts is luck.
+            return self.settings.epochs // 2 + 1
+        # Not worse than the start, as far as val can tell; too few clips can't: then the pull alone guards against it.
+        return 0 if len(self.val_set) >= CHOOSING_CLIPS else self.settings.epochs
+
+    def _keep_if_best(self, metrics: Metrics) -> None:
+        progress = self.progress
+        score = metrics["val_score"]
+        if self.start is not None:  # to learn the raters' scale is what it is for, and correlations don't see that
+            score = (score + metrics["val_concordance"]) / 2
+        if progress.epoch >= self._first and score > progress.best_score:
+            progress.best_score, progress.best_epoch = score, progress.epoch
+            self.best = {name: value.clone() for name, value in trained_tensors(self.averaged).items()}
 
     def _shard(self) -> None:
         processes, precision = self.accelerator.num_processes, self.settings.precision
@@ -304,7 +345,14 @@ class Trainer:
         # In every process, for it is nobody's turn any more to wait for another.
         load_trained(self.averaged, self.best, self.state_folder)
         settings = self.settings
-        measure_after(self.averaged, self.train_set, self.val_set, seed=settings.seed, batch_size=settings.batch_size)
+        measure_after(
+            self.averaged,
+            self.train_set,
+            self.val_set,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            keep_shares=self.start is not None and len(self.val_set) < CHOOSING_CLIPS,
+        )
         return trained_tensors(self.averaged)
 
     @property
@@ -370,6 +418,8 @@ class Trainer:
             progress.norms.append(float(whole(norm)))
         self.optimizer.step()
         if self.accelerator.sync_gradients:
+            if self.pull:
+                self.pull(self.optimizer.param_groups)
             self.schedule.step()
             progress.step += 1
             self._average()
@@ -426,6 +476,8 @@ class Trainer:
             # A constant column has no correlation; as a choice between epochs it is the worst there is.
             metrics[f"val_{dimension}"] = -1.0 if found.vquala is None else found.vquala
         metrics["val_score"] = float(np.mean(list(metrics.values())))
+        if self.start is not None:
+            metrics["val_concordance"] = float(np.mean(concordance(predicted, rated.astype(np.float64))))
         return metrics
 
     def _predicted(self) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -445,6 +497,9 @@ class Trainer:
     def _save(self) -> None:
         """Write what a resumed run needs; one process does, once all have given their parts."""
         from safetensors.torch import save
+
+        if self.state_folder is None:
+            return
 
         optimizer = self.optimizer.state_dict()
         tensors = {f"best.{name}": value for name, value in self.best.items()}
@@ -470,8 +525,8 @@ class Trainer:
         """Go on from a saved state; False when there is none of this identity that is unfinished."""
         from safetensors import SafetensorError, safe_open
 
-        path = self.state_folder / STATE
-        if not path.exists():
+        path = None if self.state_folder is None else self.state_folder / STATE
+        if path is None or not path.exists():
             return False
         try:
             with safe_open(path, framework="pt") as file:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from qualivision.cache import CacheError
-from qualivision.labels import DIMENSIONS, MOS_MAX, MOS_MIN
+from qualivision.labels import MOS_MAX, MOS_MIN
 from qualivision.models.bridge import class_phrases
 from qualivision.models.forest import Forest
 from qualivision.models.quality import ALIGNMENT, ASPECTS, BRIDGE_ALONE, FOREST_ASPECTS, bounded
@@ -33,13 +33,15 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.floating[Any]]
 
 TREES = 300
+FOREST_CLIPS = 300
+"""From so many training clips on, forests of their own are better than a start's."""
 LEAF = 3
 """Clips in a leaf, at least."""
 SHARE_OF_FEATURES = 0.33
 SHRINK_BRIDGE = 30.0
 """The bridge is drawn to no part beside the match as by so many clips on which it says nothing."""
 SHRINK_CALIBRATION = 10.0
-"""The calibration is drawn to the identity as by so many clips that are right already."""
+"""The calibration is drawn to the identity, or the start's, as by so many clips that are right already."""
 
 
 def measure_before(model: QualityModel, train_set: ClipSet) -> None:
@@ -62,36 +64,51 @@ def _buffers(encoder: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def measure_after(model: QualityModel, train_set: ClipSet, val_set: ClipSet, *, seed: int, batch_size: int) -> None:
+def measure_after(
+    model: QualityModel, train_set: ClipSet, val_set: ClipSet, *, seed: int, batch_size: int, keep_shares: bool = False
+) -> None:
     """Fit the forests, what is near, the bridge's part, the shares of judges and forests, and the calibration.
+
+    A model that has forests already brought them from its start; they stay, unless there are clips enough for new ones.
 
     Args:
         model: with the weights of the best epoch; on any device.
         train_set, val_set: what the forests learn from, and what the rest is fitted on.
         seed: of the forests.
         batch_size: clips at once.
+        keep_shares: val has too few clips to fit on: the start's shares and bridge stay, and the calibration is fitted on
+            the training clips too, which a start that is pulled back does not know by heart.
     """
     model.eval()
-    model.forests = cast("list[Forest]", nn.ModuleList(fit_forests(model, train_set, seed, batch_size)))
+    if not model.forests or len(train_set) >= FOREST_CLIPS:
+        model.forests = cast("list[Forest]", nn.ModuleList(fit_forests(model, train_set, seed, batch_size)))
     fit_familiarity(model, train_set, val_set, batch_size=batch_size)
     model.doubt.fill_(1.0)
-    rated = val_set.mos.numpy()
-    model.bridge_gain.fill_(_fit_bridge(model, val_set, batch_size))
-    judged, forest = _members(model, val_set, batch_size)
-    members = torch.cat((judged, forest.unsqueeze(0)))
+    if not keep_shares:
+        model.bridge_gain.fill_(_fit_bridge(model, val_set, batch_size))
+        model.mixture.copy_(_fit_shares(model, val_set, batch_size))
+    before = model.calibration.slope.tolist(), model.calibration.offset.tolist()
+    model.calibration.reset()
+    clips = [val_set, train_set] if keep_shares else [val_set]
+    rated = torch.cat([part.mos for part in clips]).double().numpy()
+    batches = [batch for part in clips for batch in _batches(model, part, batch_size)]
+    found = torch.cat([model.from_stem(b.activations, model.embed(b.prompts, b.text)).mos for b in batches])
+    mos = found.double().cpu().numpy()
+    for place, start in enumerate(zip(*before, strict=True)):
+        slope, offset = fit_calibration(mos[:, place], rated[:, place], start=start)
+        model.calibration.slope[place], model.calibration.offset[place] = slope, offset
+
+
+def _fit_shares(model: QualityModel, clips: ClipSet, batch_size: int) -> Tensor:
+    """How much each judge and the forests count in each aspect; see `QualityModel.mixture`."""
+    judged, forest = _members(model, clips, batch_size)
+    members, rated = torch.cat((judged, forest.unsqueeze(0))), clips.mos.numpy()
     shares = torch.zeros(model.mixture.shape)
     for aspect in range(len(ASPECTS)):
         able = members[:, :, aspect].isfinite().all(1)
-        shares[able, aspect] = torch.from_numpy(
-            fit_weights(members[able, :, aspect : aspect + 1].numpy(), rated[:, aspect : aspect + 1])[:, 0]
-        ).float()
-    model.mixture.copy_(shares)
-    model.calibration.reset()
-    batches = _batches(model, val_set, batch_size)
-    mos = torch.cat([model.from_stem(b.activations, model.embed(b.prompts, b.text)).mos for b in batches])
-    for place in range(len(DIMENSIONS)):
-        slope, offset = fit_calibration(mos[:, place].double().cpu().numpy(), rated[:, place])
-        model.calibration.slope[place], model.calibration.offset[place] = slope, offset
+        one = slice(aspect, aspect + 1)
+        shares[able, aspect] = torch.from_numpy(fit_weights(members[able, :, one].numpy(), rated[:, one])[:, 0]).float()
+    return shares
 
 
 def _fit_bridge(model: QualityModel, clips: ClipSet, batch_size: int) -> float:
@@ -135,8 +152,13 @@ def fit_forests(model: QualityModel, train_set: ClipSet, seed: int, batch_size: 
     return forests
 
 
-def fit_calibration(predicted: Floats, rated: Floats) -> tuple[float, float]:
-    """Slope, above 0, and offset of the logits of one dimension, with the least squared error; see `Calibration`."""
+def fit_calibration(predicted: Floats, rated: Floats, start: tuple[float, float] = (1.0, 0.0)) -> tuple[float, float]:
+    """Slope, above 0, and offset of the logits of one dimension, with the least squared error; see `Calibration`.
+
+    Args:
+        predicted, rated: (N,) MOS, not calibrated and rated.
+        start: slope and offset that the fit is drawn to; by default those of the identity.
+    """
     from scipy.optimize import least_squares
 
     logits = torch.logit((torch.from_numpy(predicted) - MOS_MIN) / (MOS_MAX - MOS_MIN), eps=1e-4)
@@ -144,11 +166,11 @@ def fit_calibration(predicted: Floats, rated: Floats) -> tuple[float, float]:
     drawn = np.sqrt(SHRINK_CALIBRATION) * typical
 
     def errors(values: Floats) -> Floats:
-        found = bounded(logits * float(np.exp(values[0])) + float(values[1])).numpy()
+        found = bounded(logits * (start[0] * float(np.exp(values[0]))) + (start[1] + float(values[1]))).numpy()
         return np.concatenate((found - rated, drawn * values))
 
     slope, offset = least_squares(errors, np.zeros(2)).x
-    return float(np.exp(slope)), float(offset)
+    return start[0] * float(np.exp(slope)), start[1] + float(offset)
 
 
 def _members(model: QualityModel, clips: ClipSet, batch_size: int) -> tuple[Tensor, Tensor]:

@@ -139,7 +139,7 @@ def _without_spark() -> Iterator[None]:
     """Great Expectations imports PySpark where it is installed, all of it; one of its parts then ends the process with
     exit code 0, and a bad data set would pass.
     """
-    found = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "pyspark"}
+    found = {name: module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "pyspark"}
     sys.modules.update(dict.fromkeys(["pyspark", *found]))  # type: ignore[arg-type]
     try:
         yield
