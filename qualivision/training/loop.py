@@ -343,7 +343,7 @@ class Trainer:
     def _measured(self) -> dict[str, Tensor]:
         """The best epoch's tensors, with what is measured on it."""
         # In every process, for it is nobody's turn any more to wait for another.
-        load_trained(self.averaged, self.best, self.state_folder)
+        load_trained(self.averaged, self.best, Path(CARD))
         settings = self.settings
         measure_after(
             self.averaged,

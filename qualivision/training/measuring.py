@@ -76,8 +76,8 @@ def measure_after(
         train_set, val_set: what the forests learn from, and what the rest is fitted on.
         seed: of the forests.
         batch_size: clips at once.
-        keep_shares: val has too few clips to fit on: the start's shares and bridge stay, and the calibration is fitted on
-            the training clips too, which a start that is pulled back does not know by heart.
+        keep_shares: val has too few clips to fit on: the start's shares and bridge stay, and the calibration is fitted
+            on the training clips too, which a start that is pulled back does not know by heart.
     """
     model.eval()
     if not model.forests or len(train_set) >= FOREST_CLIPS:
