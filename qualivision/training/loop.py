@@ -612,11 +612,12 @@ def predict(
     clips: ClipSet,
     *,
     rows: list[int] | None = None,
+    text: Tensor | None = None,
     device: torch.device | str = "cpu",
     batch_size: int = 32,
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The MOS alone of `predict_with_distance`: (N, 5), in the order of `rows`, or of the table."""
-    return predict_with_distance(model, clips, rows=rows, device=device, batch_size=batch_size)[0]
+    return predict_with_distance(model, clips, rows=rows, text=text, device=device, batch_size=batch_size)[0]
 
 
 @torch.no_grad()
@@ -625,6 +626,7 @@ def predict_with_distance(
     clips: ClipSet,
     *,
     rows: list[int] | None = None,
+    text: Tensor | None = None,
     device: torch.device | str = "cpu",
     batch_size: int = 32,
 ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], np.ndarray[Any, np.dtype[np.float64]]]:
@@ -634,6 +636,7 @@ def predict_with_distance(
         model: the model.
         clips: the split.
         rows: which of its clips; by default all.
+        text: (Dt,), the embedding that every clip is held against in place of its prompt's.
         device: where the model is.
         batch_size: clips at once.
     Returns:
@@ -645,8 +648,8 @@ def predict_with_distance(
     distance = [torch.empty(0, dtype=torch.float64)]
     for start in range(0, len(rows), batch_size):
         batch = clips.collate(rows[start : start + batch_size]).to(torch.device(device))
-        text = model.embed(batch.prompts, batch.text)
-        said = model.from_stem(batch.activations, text)
+        asked = model.embed(batch.prompts, batch.text) if text is None else text.to(device).expand(len(batch.rows), -1)
+        said = model.from_stem(batch.activations, asked)
         found.append(said.mos.double().cpu())
         distance.append(said.distance.double().cpu())
     return torch.cat(found).numpy(), torch.cat(distance).numpy()
