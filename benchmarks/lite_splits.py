@@ -1,10 +1,11 @@
 """How good `lite` is: several random splits by prompt of one rated data set, each trained and tested anew.
 
-    qualivision sample-data --preset large --seed 1 && qualivision frames lite && qualivision prompts lite && qualivision encode lite
+    qualivision sample-data --preset large --seed 1
+    qualivision frames lite && qualivision prompts lite && qualivision encode lite
     python benchmarks/lite_splits.py --splits 3 [--prompts 200]
 
 Run where `data/` and `cache/` lie. Prints for each split and their mean: SROCC, PLCC and MAE on the test prompts, and
-beside them the ceiling (the raters' mean against the truth), the model without the prompt and the prompt without the video.
+beside them the ceiling (the raters' mean against the truth), the model without the prompt, and the prompt alone.
 """
 
 from __future__ import annotations
