@@ -38,7 +38,10 @@ RATE: Final = 24
 _FAULT_CHANCE: Final = 0.82  # per dimension; the rest of the clips have nothing wrong there
 _FAVOURED: Final = 2.0  # how much likelier a generator's favourite faults are
 _SHARED: Final = 0.4  # of a severity: clips that went wrong in one way did so in others
-_MEASURED_FRAMES: Final = (10, 33, 56)  # on which compression is measured
+_MEASURED: Final = (0.16, 0.52, 0.89)  # of a clip: where compression is measured
+_COUNTS: Final = (FRAMES, FRAMES, 48, 32, 24)
+"""Frames of a clip, each as likely: generators make few, and a model that reads 64 of them sees some twice."""
+_FINE_IN_TIME: Final = ("judder", "shuffle")  # of neighbouring frames: with fewer of them they would not be seen
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def make_clip(task: Task) -> Clip:
     failure = rng.random()
     shows = draw_shows(rng, task.prompt.asks, task.generator, failure)
     faults = draw_faults(rng, task.generator, failure)
-    truth, degradations = render(rng, task.path, task.prompt.asks, shows, faults)
+    count = FRAMES if any(kind in faults for kind in _FINE_IN_TIME) else int(rng.choice(_COUNTS))
+    truth, degradations = render(rng, task.path, task.prompt.asks, shows, faults, count)
     return Clip(
         place=task.place,
         prompt=task.prompt,
@@ -90,8 +94,9 @@ def render(
     asks: Mapping[str, str],
     shows: Mapping[str, str],
     faults: Mapping[str, float],
+    count: int = FRAMES,
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Write a clip with the given content and faults.
+    """Write a clip with the given content and faults, of so many frames.
 
     Returns:
         The latent truth by dimension, and for each fault its nominal `severity`, the visible `effect` measured (in the
@@ -99,7 +104,7 @@ def render(
     """
     shot = make_shot(rng, shows, off_frame=faults.get("off_frame", 0.0))
     outcome = degrade(rng, shot, faults)
-    sources = encode(path, outcome.look)
+    sources = encode(path, outcome.look, count)
     if "compression" in faults:
         effect = _compression_effect(path, sources)
         outcome.effects["compression"] = effect
@@ -161,35 +166,37 @@ def draw_faults(rng: np.random.Generator, generator: Generator, failure: float) 
     return faults
 
 
-def encode(path: Path, look: Look) -> list[Floats]:
-    """Write a clip as H.264 in mp4; the luma of the frames on which compression is measured."""
+def encode(path: Path, look: Look, count: int = FRAMES) -> dict[int, Floats]:
+    """Write a clip of `count` frames as H.264 in mp4, as long as one of all; the luma of those that are measured."""
     import av
 
     # One thread, no macroblock tree: with either, x264 gives other bytes from run to run.
     options = {"crf": str(look.crf), "preset": "superfast", "threads": "1", "x264-params": "mbtree=0"}
-    sources = []
+    moments = np.linspace(0, FRAMES - 1, count).astype(int)
+    measured = [round(share * (count - 1)) for share in _MEASURED]
+    sources = {}
     with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream("libx264", rate=RATE, options=options)
+        stream: Any = container.add_stream("libx264", rate=RATE * count // FRAMES, options=options)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.thread_count = 1
-        for place in range(FRAMES):
-            picture = look.frame(place)
-            if place in _MEASURED_FRAMES:
-                sources.append(luma(picture))
+        for place, moment in enumerate(moments):
+            picture = look.frame(int(moment))
+            if place in measured:
+                sources[place] = luma(picture)
             frame = av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return sources
 
 
-def _compression_effect(path: Path, sources: list[Floats]) -> float:
+def _compression_effect(path: Path, sources: Mapping[int, Floats]) -> float:
     """Mean 1 - SSIM of a file's frames to what was encoded."""
     import av
 
     losses: list[float] = []
     with av.open(str(path)) as container:
         for place, frame in enumerate(container.decode(video=0)):
-            if place in _MEASURED_FRAMES:
+            if place in sources:
                 shown = np.asarray(frame.to_image().convert("L"), np.float32)
-                losses.append(structural_loss(sources[len(losses)], shown))
+                losses.append(structural_loss(sources[place], shown))
     return float(np.mean(losses))
