@@ -2,8 +2,9 @@
 
     python benchmarks/lite_cost.py VIDEO --model checkpoints/lite --clips 20
 
-Cold is a new process, from its start to its end; the median of three. The parts are those of one clip in a warm process, the
-median over the clips; `encode` is what the stage `encode` does of a clip, with one thread, as each of its processes does it.
+Cold is a new process, from its start to its end; the median of three. The parts are those of one clip in a warm
+process, the median over the clips; `encode` is what the stage `encode` does of a clip, with one thread, as each of its
+processes does it.
 """
 
 from __future__ import annotations
