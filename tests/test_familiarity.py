@@ -244,7 +244,7 @@ def place(tmp_path_factory) -> Path:
     scorer = Scorer(checkpoint)
     with torch.inference_mode():
         seen = torch.cat([scorer._model.see(scorer._model.stem(clip)).content for clip in known])
-        scorer._model.familiarity.fit(seen[:10], seen[10:] * 1.01)
+        scorer._model.familiarity.fit(seen[:10], seen[10:] * 1.05)  # some room: clips of noise are nearly alike
     save_checkpoint(checkpoint, read_card(checkpoint), trained_tensors(scorer._model))
     write_noise(folder / "noise.mp4", seed=0)
     return folder
@@ -258,7 +258,7 @@ def plain(place, make_clip) -> Path:
 def test_a_checkpoint_keeps_what_it_knows(place, plain):
     scorer = Scorer(place / "checkpoint")
     near, far = (scorer.score(clip, prompt="a cat") for clip in (place / "noise.mp4", plain))
-    assert near.distance < 1.2 < 2 < far.distance
+    assert near.distance < 1 < 2 < far.distance
     model = build_model("lite", network(), 384, stem=real_stem()).eval()
     load_trained(model, trained_tensors(scorer._model), place)
     frames = frames_to_input(read_frames(plain, FRAMES))
