@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import nn
 
-from qualivision.depth import FAMILIAR
 from qualivision.labels import DIMENSIONS, MOS_MAX, MOS_MIN
 from qualivision.models.bridge import Bridge
 from qualivision.models.familiarity import Familiarity
@@ -44,6 +43,8 @@ ALIGNMENT = ASPECTS.index("Alignment")
 READ_ASPECTS = tuple(place for place in range(len(ASPECTS)) if place != ALIGNMENT)
 FOREST_ASPECTS = ([ASPECTS.index("Traditional"), ASPECTS.index("Aesthetic")], [ASPECTS.index("Temporal")])
 """What the forest on pictures and the one on what changes in time say something of."""
+DOUBTED = (1.1, 1.2)
+"""Distances, of a clip or a prompt, from which on the match is doubted, and not believed at all. Up to 1 is familiar."""
 BRIDGE_ALONE = 0.8
 """Logits of a deviation of the bridge for a clip so unlike the training clips that the match knows nothing of it."""
 
@@ -87,7 +88,7 @@ class Joined(NamedTuple):
     """How what was learned of clips and prompts is joined with what an image network knows without training."""
 
     trust: Tensor
-    """(B,), from 1 for a clip of the training clips' kind to 0 for one twice as far as they are: counts the match."""
+    """(B,), counts the match: 1 where clip and prompt are of the training data's kind, 0 where one clearly is not."""
     known: Tensor
     """(B,) logits: what the bridge adds."""
 
@@ -291,6 +292,7 @@ class QualityModel(nn.Module):
         self.register_buffer("mixture", mixture)
         self.calibration = Calibration(len(DIMENSIONS))
         self.familiarity = Familiarity(self.encoder.familiar_by)
+        self.prompts = Familiarity((slice(0, text_width),))
         # Nothing is known of distance and bridge before they are measured: until then the match stands alone.
         self.register_buffer("bridge_gain", torch.zeros(1))
         self.register_buffer("doubt", torch.zeros(1))
@@ -325,7 +327,8 @@ class QualityModel(nn.Module):
         """How match and bridge are joined for clips at a distance (B,), each with its prompt (B, Dt)."""
         if self.bridge is None:
             return None
-        trust = 1 - self.doubt * (distance - FAMILIAR).clamp(0, 1).nan_to_num(1.0)
+        farther = torch.maximum(distance, self.prompts(text))
+        trust = 1 - self.doubt * ((farther - DOUBTED[0]) / (DOUBTED[1] - DOUBTED[0])).clamp(0, 1).nan_to_num(1.0)
         known = self.bridge(activations["classes"], text).diagonal()
         return Joined(trust, known * (trust * self.bridge_gain + (1 - trust) * BRIDGE_ALONE))
 

@@ -33,6 +33,16 @@ def fit_familiarity(model: QualityModel, train: ClipSet, held: ClipSet, *, batch
     every = list(range(len(held)))
     few = drawn(len(train), MOST_CLIPS).tolist()
     model.familiarity.fit(content(model, train, few, batch_size), content(model, held, every, batch_size))
+    device = model.prompts.scale.device
+    model.prompts.fit(prompts(model, train, device), prompts(model, held, device))
+
+
+@torch.no_grad()
+def prompts(model: QualityModel, clips: ClipSet, device: torch.device) -> Tensor:
+    """The embeddings of a split's prompts, each once, and of those without a clip: (P, Dt) float32 on the CPU."""
+    rows = list({prompt: row for row, prompt in enumerate(clips.prompts)}.values())
+    own = model.embed([clips.prompts[row] for row in rows], clips.text[rows].to(device))
+    return torch.cat((own.float().cpu(), clips.others.float()))
 
 
 @torch.no_grad()
