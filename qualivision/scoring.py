@@ -15,11 +15,15 @@ from qualivision.errors import QualiVisionError
 from qualivision.labels import DIMENSIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
+    from torch import Tensor
+
+    from qualivision.models.quality import Prediction
     from qualivision.settings import FrameSpec
-    from qualivision.video import Frames
+    from qualivision.training.checkpoint import Member
+    from qualivision.video import Clip, Frames
 
 
 class ModelNotFoundError(QualiVisionError, LookupError):
@@ -87,26 +91,22 @@ class Scorer:
     def __init__(self, model: str | Path | Located | None = None, *, device: str | None = None) -> None:
         import torch
 
-        from qualivision.prompts import PromptEncoder
-        from qualivision.training.checkpoint import load_checkpoint
+        from qualivision.training.checkpoint import kind_of, members_of
 
         found = locate(model)
         self.folder, self.name = found.folder, found.name
-        self._model, self.card = load_checkpoint(self.folder, with_stem=True)
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._model.to(self._device)
-        self._encoder = PromptEncoder(self.card.text.encoder, device=str(self._device))
-        self._embed = lru_cache(maxsize=4096)(self._embed_one)
+        self.members = members_of(self.folder)
+        self.kind = kind_of(self.members)
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        embedding: dict[str, Callable[[str], Tensor]] = {}
+        for encoder in dict.fromkeys(member.card.text.encoder for member in self.members):
+            embedding[encoder] = _embedding(encoder, self.device)
+        self._parts = [_Part(member, embedding[member.card.text.encoder], self.device) for member in self.members]
 
     @property
-    def device(self) -> str:
-        """Where the model runs, as torch names devices."""
-        return str(self._device)
-
-    @property
-    def spec(self) -> FrameSpec:
-        """What the model reads of a video."""
-        return self.card.frames
+    def specs(self) -> tuple[FrameSpec, ...]:
+        """What the model reads of a video: one, or as many as its members read different ones."""
+        return tuple(dict.fromkeys(member.card.frames for member in self.members))
 
     def score(self, video: str | Path, *, prompt: str) -> Scores:
         """Score one video, decoded in this process: for files that are trusted not to crash a decoder.
@@ -118,32 +118,26 @@ class Scorer:
             VideoError: the video can't be read.
             PromptError: the prompt is blank.
         """
-        from qualivision.video import read_frames
+        from qualivision.video import read_clip
 
         check_prompt(video, prompt)
-        return self.judge([(str(video), prompt, read_frames(Path(video), self.spec))])[0]
+        return self.judge([(str(video), prompt, read_clip(Path(video), self.specs))])[0]
 
-    def judge(self, clips: Sequence[tuple[str, str, Frames]]) -> list[Scores]:
+    def judge(self, clips: Sequence[tuple[str, str, Clip]]) -> list[Scores]:
         """Score a batch of clips that are decoded already.
 
         Args:
-            clips: (name, prompt, frames): frames as `read_frames` gives them for `spec`, (T, H, W, 3) uint8.
+            clips: (name, prompt, frames): frames as `video.read_clip` gives them for `specs`, each (T, H, W, 3) uint8.
         Returns:
             Scores of each, in order; the name stands in `Scores.video`.
         Raises:
             PromptError: a prompt is blank.
         """
-        import torch
-
-        from qualivision.models.quality import ASPECTS, frames_to_input
+        from qualivision.models.quality import ASPECTS
 
         for name, prompt, _ in clips:
             check_prompt(name, prompt)
-        prompts = [prompt for _, prompt, _ in clips]
-        frames = torch.cat([frames_to_input(shown) for _, _, shown in clips]).to(self._device)
-        text = torch.cat([self._embed(prompt) for prompt in prompts]).to(self._device)
-        with torch.inference_mode():
-            found = self._model(frames, self._model.embed(prompts, text))
+        found = self._predict([prompt for _, prompt, _ in clips], [shown for _, _, shown in clips])
         return [
             Scores(
                 video=name,
@@ -168,10 +162,65 @@ class Scorer:
             except (PromptError, VideoError) as err:
                 yield err
 
-    def _embed_one(self, prompt: str) -> Any:
+    def _predict(self, prompts: list[str], clips: list[Clip]) -> Prediction:
+        """The weighted mean of what the members say."""
+        specs = self.specs
+        each = []
+        for part in self._parts:
+            at = specs.index(part.member.card.frames)
+            each.append(part.predict(prompts, [frames[at] for frames in clips]))
+        return each[0] if len(each) == 1 else _mean(each, self.members)
+
+
+class _Part:
+    """A member, loaded."""
+
+    def __init__(self, member: Member, embed: Callable[[str], Tensor], device: str) -> None:
+        from qualivision.training.checkpoint import load_checkpoint
+
+        self.member = member
+        self._embed = embed
+        self._device = device
+        self._model, _ = load_checkpoint(member.folder, with_stem=True)
+        self._model.to(device)
+
+    def predict(self, prompts: list[str], clips: list[Frames]) -> Prediction:
+        """What it says of clips, each (T, H, W, 3) uint8 of its own spec."""
         import torch
 
-        return torch.from_numpy(self._encoder.encode([prompt]))
+        from qualivision.models.quality import frames_to_input
+
+        frames = torch.cat([frames_to_input(shown) for shown in clips]).to(self._device)
+        text = torch.cat([self._embed(prompt) for prompt in prompts]).to(self._device)
+        with torch.inference_mode():
+            found: Prediction = self._model(frames, self._model.embed(prompts, text))
+        return found
+
+
+def _mean(each: Sequence[Prediction], members: Sequence[Member]) -> Prediction:
+    """The members' mean by their weights. What share an aspect has in Overall follows from their weights there."""
+    import torch
+
+    from qualivision.models.quality import Prediction
+    from qualivision.training.checkpoint import weights_of
+
+    weights = torch.from_numpy(weights_of(members))
+    mos = torch.stack([found.mos.double().cpu() for found in each])
+    aspects = torch.stack([found.aspect_weights.double().cpu() for found in each])
+    overall = weights[:, DIMENSIONS.index("Overall")]
+    return Prediction(
+        mos=(mos * weights[:, None, :]).sum(0), aspect_weights=(aspects * overall[:, None, None]).sum(0), auxiliary={}
+    )
+
+
+def _embedding(encoder: str, device: str) -> Callable[[str], Tensor]:
+    """A prompt's embedding, (1, Dt), by a sentence encoder; of what was asked lately without computing it again."""
+    import torch
+
+    from qualivision.prompts import PromptEncoder
+
+    loaded = PromptEncoder(encoder, device=device)
+    return lru_cache(maxsize=4096)(lambda prompt: torch.from_numpy(loaded.encode([prompt])))
 
 
 def check_prompt(video: str | Path, prompt: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +25,8 @@ class FakeScorer:
     def __init__(self, name: str = "models:/fake/1", value: float = 3.0) -> None:
         self.name = name
         self.value = value
-        self.spec = FRAMES
-        self.card = SimpleNamespace(name="lite")
+        self.specs = (FRAMES,)
+        self.kind = "lite"
         self.gate = threading.Event()
         self.gate.set()
         self.began = threading.Event()
@@ -51,7 +50,7 @@ class FakeDecoders:
         self.hold = False
         self.held: list[Future[Any]] = []
 
-    def frames(self, path: Path, spec: object) -> Future[Any]:
+    def frames(self, path: Path, specs: object) -> Future[Any]:
         future: Future[Any] = Future()
         self.held.append(future)
         if not self.hold:
@@ -60,7 +59,7 @@ class FakeDecoders:
 
     def release(self) -> None:
         while self.held:
-            self.held.pop().set_result(np.zeros((2, 2, 2, 3), np.uint8))
+            self.held.pop().set_result((np.zeros((2, 2, 2, 3), np.uint8),))
 
     def close(self) -> None:
         pass

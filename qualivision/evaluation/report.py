@@ -21,7 +21,7 @@ from qualivision.evaluation.metrics import MEAN, METRICS, PREDICTED_COLUMNS, agr
 from qualivision.labels import DIMENSIONS, MOS_COLUMNS, has_mos
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -48,6 +48,21 @@ class TrainSide:
     test_embeddings: NDArray[np.floating[Any]]
 
 
+@dataclass(frozen=True, eq=False)
+class MemberSide:
+    """A member of an ensemble, to be shown beside it.
+
+    Attributes:
+        name: which of our models it is.
+        weights: by dimension, its share in the ensemble's score.
+        predicted: (N, 5) MOS that it gives by itself, in the order of the predictions.
+    """
+
+    name: str
+    weights: Mapping[str, float]
+    predicted: NDArray[np.floating[Any]]
+
+
 def write_report(
     folder: Path,
     *,
@@ -58,6 +73,7 @@ def write_report(
     seed: int,
     model: str,
     checkpoint: str,
+    members: Sequence[MemberSide] = (),
 ) -> dict[str, Any]:
     """Judge the predictions of a test split and write the report; each file appears whole or not at all.
 
@@ -73,16 +89,21 @@ def write_report(
         seed: of the bootstrap.
         model: the name of the model, for the titles.
         checkpoint: the hash of what predicted (`checkpoint_id`), so that nobody takes the report for another's.
+        members: of an ensemble.
     Returns:
         What `metrics.json` holds, rounded to 4 decimals, None for what does not exist. Per dimension and
         "mean" the five metrics; "intervals" with [low, high] for each; "no_video"; "ceiling" (see
-        `noise_ceiling`; None without single ratings); "counts".
+        `noise_ceiling`; None without single ratings); "counts"; of an ensemble "members", each with its "weights"
+        and its own "SROCC" by dimension and as mean.
     Raises:
         ValueError: no MOS (such a split can be scored but not evaluated), a missing column, values that
             are NaN, rows that do not fit together, fewer than 3 rows or 2 prompts.
     """
     _check_predictions(predictions, train)
-    metrics = {**_rounded(_judge(predictions, train, ratings, resamples, seed, model)), "checkpoint": checkpoint}
+    judged = _judge(predictions, train, ratings, resamples, seed, model)
+    if members:
+        judged["members"] = _members(members, predictions)
+    metrics = {**_rounded(judged), "checkpoint": checkpoint}
     # As float64, for float32 would print its rounding error.
     rows = predictions.astype(dict.fromkeys(PREDICTED_COLUMNS, float))
     rows = rows.round(dict.fromkeys(PREDICTED_COLUMNS, _DECIMALS))
@@ -169,6 +190,16 @@ def _judge(
     }
 
 
+def _members(members: Sequence[MemberSide], predictions: pd.DataFrame) -> dict[str, Any]:
+    rated = predictions[list(MOS_COLUMNS)].to_numpy(dtype=np.float64)
+    found = {}
+    for member in members:
+        figures = _by_dimension(np.asarray(member.predicted, np.float64), rated, ("SROCC",))
+        srocc = {name: figure["SROCC"] for name, figure in figures.items()}
+        found[member.name] = {"weights": dict(member.weights), "SROCC": srocc}
+    return found
+
+
 def _by_dimension(
     predicted: NDArray[np.float64], rated: NDArray[np.float64], metrics: Sequence[str]
 ) -> dict[str, dict[str, float | None]]:
@@ -199,7 +230,9 @@ def _rounded(value: Any) -> Any:
 def _notes(metrics: dict[str, Any]) -> list[str]:
     """What a reader must know to read the numbers right."""
     counts, left_out = metrics["counts"], metrics["intervals"]["left_out"][MEAN]
+    members = [f"{name} {shown(of['SROCC'][MEAN])}" for name, of in metrics.get("members", {}).items()]
     notes = [
+        *([f"Members by themselves, mean SROCC: {', '.join(members)}."] if members else []),
         f"Interval: bootstrap over prompts, {counts['resamples']} resamples. No-video: the prompt alone.",
         f"Ceiling: {ceiling_source(metrics['ceiling'])}.",
     ]
