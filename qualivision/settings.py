@@ -379,7 +379,7 @@ class Settings(Section):
 
     models: list[ModelName] = Field(min_length=1, description="the models that the pipeline builds")
     ensembles: list[EnsembleName] = Field(default=[], max_length=1, description="what it then makes of several of them")
-    deploy: ModelName | EnsembleName = Field(description="the one of all these that is registered")
+    deploy: Literal[ModelName, EnsembleName] = Field(description="the one of all these that is registered")
     validate_: ValidateSettings = Field(alias="validate")
     decode: DecodeSettings = DecodeSettings()
     evaluate: EvaluateSettings

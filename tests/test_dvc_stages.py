@@ -1,12 +1,16 @@
-"""`dvc.yaml`: what makes a stage run again."""
+"""`dvc.yaml`: which stages there are, and what makes one run again."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from flows import checkout
 
 ROOT = Path(__file__).parent.parent
 STAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -68,3 +72,43 @@ def test_caches_and_checkpoints_survive_a_run_so_that_only_what_is_missing_is_ma
     for name in ("frames", "prompts", "encode", "train"):
         (out,) = STAGES[name]["outs"]
         assert next(iter(out.values()))["persist"] is True
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """`project(models=...)` makes a checkout with the stages of this repository and some settings changed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    for command in (["git", "init", "--quiet"], ["dvc", "init", "--quiet"]):
+        subprocess.run(command, check=True)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+
+    def make(**changes: Any) -> list[str]:
+        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        Path("params.yaml").write_text(yaml.safe_dump(params | changes))
+        listed = subprocess.run(["dvc", "stage", "list", "--name-only"], capture_output=True, text=True, check=True)
+        return listed.stdout.split()
+
+    return make
+
+
+def test_without_an_ensemble_there_are_only_the_stages_of_the_models(project):
+    kinds = ("frames", "prompts", "encode", "train", "evaluate")
+    assert sorted(project(models=["lite"])) == sorted(["validate", *(f"{kind}@lite" for kind in kinds)])
+
+
+def test_an_ensemble_has_stages_that_come_after_those_of_its_members(project):
+    models = ["lite", "dover", "vjepa2"]
+    found = project(models=models, ensembles=["ensemble"], ensemble={"members": ["lite", "dover"]})
+    last = {"member@ensemble-lite", "member@ensemble-dover", "ensemble@ensemble", "evaluate-ensemble@ensemble"}
+    kinds = ("frames", "prompts", "encode", "train", "evaluate")
+    assert {*found} - {f"{kind}@{model}" for kind in kinds for model in models} == {"validate", *last}
+    member = checkout.parts_of("member@ensemble-dover")
+    assert {*member.makers} == {"train@dover", "encode@dover", "prompts@dover"}
+    copies = {f"checkpoints/ensemble/members/{model}" for model in ("lite", "dover")}
+    ensemble = checkout.parts_of("ensemble@ensemble")
+    assert {*ensemble.makers} == {"member@ensemble-lite", "member@ensemble-dover"}
+    assert {*ensemble.inputs} == copies and ensemble.outputs == ("checkpoints/ensemble/model.json",)
+    evaluate = checkout.parts_of("evaluate-ensemble@ensemble")
+    assert {*evaluate.inputs} >= {*copies, "checkpoints/ensemble/model.json", "cache/prompts/lite"}
+    assert "checkpoints/ensemble/members" not in {*evaluate.code, *checkout.code_paths()}
