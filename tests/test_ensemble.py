@@ -16,7 +16,7 @@ import yaml
 from small_models import FRAMES, network, own_store, write_checkpoint, write_clip, write_dover, write_rated_videos
 from starlette.testclient import TestClient
 
-from qualivision import gate, registry, scoring, video
+from qualivision import gate, registry, scoring, tracking, video
 from qualivision.evaluation.verdict import Verdict
 from qualivision.labels import DIMENSIONS, labels_path, videos_dir
 from qualivision.models.factory import base_hash, build_model
@@ -198,6 +198,14 @@ def test_a_member_that_is_another_model_than_its_folder_says_is_refused(own):
         Scorer(places.checkpoint_dir("ensemble"))
 
 
+def test_a_member_that_was_replaced_since_the_weights_were_fitted_is_refused(own):
+    write_checkpoint(places.member_dir("lite"), seed=1)
+    with pytest.raises(
+        CheckpointError, match="members/lite: is not what the ensemble's weights were fitted to; `dvc re"
+    ):
+        Scorer(places.checkpoint_dir("ensemble"))
+
+
 def test_killed_at_any_write_there_is_no_ensemble_rather_than_half_of_one(own, monkeypatch):
     folder, weights = places.checkpoint_dir("ensemble"), {name: dict.fromkeys(DIMENSIONS, 0.5) for name in NAMES}
     write = checkpoint.write_atomically
@@ -360,6 +368,7 @@ def test_it_is_registered_judged_promoted_and_scores_as_the_champion(project, to
     assert judged(dover.version).passed
     registry.promote(dover.version, settings.registry)
     done = put("ensemble")
+    assert logged_weights(done)["weight.dover.Overall"] == together.members[1].weights["Overall"]
     tags = registry.tags_of(done.version, settings.registry)
     assert tags["qualivision.model"] == "ensemble" and tags["qualivision.members"] == "lite,dover"
     assert tags["qualivision.frames"] == "4x64x64,4x64x96"
@@ -371,10 +380,15 @@ def test_it_is_registered_judged_promoted_and_scores_as_the_champion(project, to
     wanted = together.score(a_clip(), prompt=PROMPT)
     assert served.score(a_clip(), prompt=PROMPT).values == wanted.values
     check_pyfunc(done.uri, wanted.values)
-    description = registry.tracking.client().get_model_version(settings.registry.name, str(done.version)).description
+    description = tracking.client().get_model_version(settings.registry.name, str(done.version)).description
     share = 100 * together.members[1].weights["Overall"]
     assert "Made of: lite, dover" in description and f"{share:.0f} % of Overall" in description
     assert "dover: reads: 4 frames of 64 x 96 pixels" in description
+
+
+def logged_weights(done: registry.Registered) -> dict[str, float]:
+    run = registry.tags_of(done.version, load_settings().registry)["qualivision.run"]
+    return tracking.client().get_run(run).data.metrics
 
 
 def check_pyfunc(uri: str, wanted) -> None:

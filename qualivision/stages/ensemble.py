@@ -18,7 +18,7 @@ def run() -> str:
         SettingsError: `params.yaml` lists no ensemble.
         MemberError, CheckpointError, LabelError
     """
-    from qualivision.training.checkpoint import checkpoint_id, members_of, save_ensemble
+    from qualivision.training.checkpoint import checkpoint_id, save_ensemble
     from qualivision.training.mixing import fit_weights
 
     settings = load_settings()
@@ -32,7 +32,6 @@ def run() -> str:
         for name, shares in zip(names, fitted, strict=True)
     }
     save_ensemble(folder, weights)
-    members_of(folder)  # each is there, and is what its name says
     tracking.log_ensemble(ENSEMBLE, checkpoint_id(folder), weights)
     overall = ", ".join(f"{name} {weights[name]['Overall']:.2f}" for name in names)
     return f"ensemble: weights of {len(names)} members from {len(table)} clips of val; in Overall {overall}"

@@ -7,7 +7,7 @@
 An ensemble is a checkpoint too:
 
     members/NAME/              of each member a copy of its checkpoint
-    model.json                 "ensemble", the members' names, and what share each has in each dimension's score
+    model.json                 "ensemble", the members' names and hashes, and what share each has in each dimension's score
 
 Every file is written under a temporary name and renamed.
 """
@@ -131,7 +131,8 @@ def members_of(folder: Path) -> tuple[Member, ...]:
     """The models that a checkpoint is made of: itself alone, or the members of an ensemble, two or more.
 
     Raises:
-        CheckpointError: not a checkpoint, an ensemble whose card says nothing sound, or that lacks a member.
+        CheckpointError: not a checkpoint, an ensemble whose card says nothing sound, or a member that is missing or
+            another than the card was written for.
     """
     values = _read_json(folder)
     if values.get("name") != ENSEMBLE:
@@ -152,6 +153,11 @@ def members_of(folder: Path) -> tuple[Member, ...]:
         if card.name != name:
             raise CheckpointError(
                 f"{folder / MEMBERS / name}: is a {card.name!r} model; `dvc repro ensemble` copies it"
+            )
+        # Members come from other machines too, by ways that know nothing of the card beside them.
+        if values.get("checkpoints", {}).get(name) != checkpoint_id(folder / MEMBERS / name):
+            raise CheckpointError(
+                f"{folder / MEMBERS / name}: is not what the ensemble's weights were fitted to; `dvc repro ensemble`"
             )
     return tuple(
         Member(folder / MEMBERS / name, card, shares) for name, card, shares in zip(names, cards, weights, strict=True)
@@ -183,9 +189,10 @@ def copy_member(folder: Path, checkpoint: Path) -> Path:
 
 
 def save_ensemble(folder: Path, weights: Mapping[str, Mapping[str, float]]) -> None:
-    """Write the card of an ensemble whose members are there: {member: {dimension: its share}}."""
+    """Write the card of an ensemble: {member: {dimension: its share}}. CheckpointError when a member is not there."""
+    named = {name: checkpoint_id(folder / MEMBERS / name) for name in weights}
     shares = {dimension: [of[dimension] for of in weights.values()] for dimension in DIMENSIONS}
-    values = {"name": ENSEMBLE, "members": list(weights), "weights": shares}
+    values = {"name": ENSEMBLE, "members": list(weights), "checkpoints": named, "weights": shares}
     write_atomically(folder / CARD, (json.dumps(values, indent=2) + "\n").encode())
 
 
