@@ -7,7 +7,7 @@
 An ensemble is a checkpoint too:
 
     members/NAME/              of each member a copy of its checkpoint
-    model.json                 "ensemble", the members' names and hashes, and what share each has in each dimension's score
+    model.json                 "ensemble", the members' names and hashes, and the share of each in each dimension
 
 Every file is written under a temporary name and renamed.
 """
