@@ -210,6 +210,7 @@ def test_killed_at_any_write_there_is_no_ensemble_rather_than_half_of_one(own, m
     folder, weights = places.checkpoint_dir("ensemble"), {name: dict.fromkeys(DIMENSIONS, 0.5) for name in NAMES}
     write = checkpoint.write_atomically
     for survived in range(3):
+        copy_member(folder, places.checkpoint_dir("lite"))
         save_ensemble(folder, weights)
         left = survived
 
