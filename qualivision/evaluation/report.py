@@ -32,7 +32,7 @@ from qualivision.evaluation.metrics import (
 from qualivision.labels import DIMENSIONS, MOS_COLUMNS, has_mos
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -62,6 +62,21 @@ class TrainSide:
     test_embeddings: NDArray[np.floating[Any]]
 
 
+@dataclass(frozen=True, eq=False)
+class MemberSide:
+    """A member of an ensemble, to be shown beside it.
+
+    Attributes:
+        name: which of our models it is.
+        weights: by dimension, its share in the ensemble's score.
+        predicted: (N, 5) MOS that it gives by itself, in the order of the predictions.
+    """
+
+    name: str
+    weights: Mapping[str, float]
+    predicted: NDArray[np.floating[Any]]
+
+
 def write_report(
     folder: Path,
     *,
@@ -73,6 +88,7 @@ def write_report(
     model: str,
     checkpoint: str,
     curve: dict[str, Any] | None = None,
+    members: Sequence[MemberSide] = (),
 ) -> dict[str, Any]:
     """Judge the predictions of a test split and write the report; each file appears whole or not at all.
 
@@ -89,17 +105,22 @@ def write_report(
         model: the name of the model, for the titles.
         checkpoint: the hash of what predicted (`checkpoint_id`), so that nobody takes the report for another's.
         curve: the learning curve (`curve.read_curve`), if training made one; else a picture of an older one is removed.
+        members: of an ensemble.
     Returns:
         What `metrics.json` holds, rounded to 4 decimals, None for what does not exist. Per dimension and
         "mean" the five metrics; "intervals" with [low, high] for each; "no_video"; "ceiling" (see
         `noise_ceiling`; None without single ratings); "counts"; "unfamiliar", the share of clips unlike those
-        of training (None without distances); "learning_curve" where there is one.
+        of training (None without distances); "learning_curve" where there is one; of an ensemble "members",
+        each with its "weights" and its own "SROCC" by dimension and as mean.
     Raises:
         ValueError: no MOS (such a split can be scored but not evaluated), a missing column, values that
             are NaN, rows that do not fit together, fewer than 3 rows or 2 training prompts.
     """
     _check_predictions(predictions, train)
-    metrics = {**_rounded(_judge(predictions, train, ratings, resamples, seed, model)), "checkpoint": checkpoint}
+    judged = _judge(predictions, train, ratings, resamples, seed, model)
+    if members:
+        judged["members"] = _members(members, predictions)
+    metrics = {**_rounded(judged), "checkpoint": checkpoint}
     if curve is not None:
         metrics["learning_curve"] = curve
     # As float64, for float32 would print its rounding error.
@@ -211,6 +232,16 @@ def _intervals(
     return Bootstrap({name: dict(nothing) for name in names}, dict.fromkeys(names, 0), 0, 1, CONFIDENCE)
 
 
+def _members(members: Sequence[MemberSide], predictions: pd.DataFrame) -> dict[str, Any]:
+    rated = predictions[list(MOS_COLUMNS)].to_numpy(dtype=np.float64)
+    found = {}
+    for member in members:
+        figures = _by_dimension(np.asarray(member.predicted, np.float64), rated, ("SROCC",))
+        srocc = {name: figure["SROCC"] for name, figure in figures.items()}
+        found[member.name] = {"weights": dict(member.weights), "SROCC": srocc}
+    return found
+
+
 def _by_dimension(
     predicted: NDArray[np.float64], rated: NDArray[np.float64], metrics: Sequence[str]
 ) -> dict[str, dict[str, float | None]]:
@@ -243,7 +274,9 @@ def _notes(metrics: dict[str, Any]) -> list[str]:
     counts, left_out = metrics["counts"], metrics["intervals"]["left_out"][MEAN]
     one = "Interval: none, for from the clips of one prompt nothing can be said about others."
     several = f"Interval: bootstrap over prompts, {counts['resamples']} resamples."
+    members = [f"{name} {shown(of['SROCC'][MEAN])}" for name, of in metrics.get("members", {}).items()]
     notes = [
+        *([f"Members by themselves, mean SROCC: {', '.join(members)}."] if members else []),
         f"{one if counts['prompts'] < 2 else several} No-video: the prompt alone.",
         f"Ceiling: {ceiling_source(metrics['ceiling'])}.",
     ]
