@@ -57,9 +57,9 @@ def parts_of(stage: str) -> Parts:
         for dep in found.deps:
             if isinstance(dep, ParamsDependency):
                 continue
-            owners = [out.stage for out in kept if out.fs.isin_or_eq(dep.fs_path, out.fs_path)]
-            if owners:
-                inputs.append(dep.def_path)
+            holders, held = _outputs_around(dep, kept)
+            if owners := [out.stage for out in holders or held]:
+                inputs += [dep.def_path] if holders else [out.def_path for out in held]
                 sources |= {owner.relpath for owner in owners if owner.is_data_source}
                 makers |= {owner.addressing for owner in owners if not owner.is_data_source}
             else:
@@ -89,8 +89,14 @@ def code_paths() -> list[str]:
     with _locked() as repo:
         made = list(repo.index.outs)
         deps = [dep for dep in repo.index.deps if not isinstance(dep, ParamsDependency)]
-        code = {dep.def_path for dep in deps if not any(out.fs.isin_or_eq(dep.fs_path, out.fs_path) for out in made)}
-        return sorted(code)
+        return sorted({dep.def_path for dep in deps if not any(_outputs_around(dep, made))})
+
+
+def _outputs_around(dep: Any, outputs: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+    """The outputs that a dependency is or lies in; and those within it: several stages may put theirs in one folder,
+    which DVC itself knows nothing of."""
+    holders = [out for out in outputs if out.fs.isin_or_eq(dep.fs_path, out.fs_path)]
+    return holders, [out for out in outputs if out.fs.isin(out.fs_path, dep.fs_path)]
 
 
 def entries(names: Iterable[str]) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def _from_the_top(settings: Settings, rebuild: bool) -> str:
     done = not rebuild and is_current() and (not remote or is_shared(remote))
     ran = [] if done else build(settings, rebuild=rebuild)
     if ran:
-        report(list(settings.models))
+        report(list(settings.built))
     said = f"ran {', '.join(ran)}" if ran else NOTHING_RAN
     version = register(settings.deploy)
     uri = f"models:/{settings.registry.name}/{version}"

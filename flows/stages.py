@@ -38,7 +38,7 @@ GPU_LIMIT = "gpu"
 """The global concurrency limit that stages on a GPU share: a slot a card."""
 GPU_LEASE_SECONDS = 60.0
 """After which the slot of a killed run is free again."""
-ON_GPU = ("encode", "train", "evaluate")
+ON_GPU = ("encode", "train", "evaluate", "member")
 
 
 def _may_pass(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
@@ -94,8 +94,8 @@ def build(settings: Settings, *, rebuild: bool = False) -> list[str]:
     step, started = stage_task(settings), {}
     common = {"seconds": settings.flows.stage_hours * 3600, "force": rebuild, "remote": settings.flows.remote}
 
-    def start(stage: str, model: str, after: list[PrefectFuture[bool]]) -> PrefectFuture[bool]:
-        name = f"{stage}@{model}" if model else stage
+    def start(stage: str, model: str, after: list[PrefectFuture[bool]], *, item: str = "") -> PrefectFuture[bool]:
+        name = f"{stage}@{item or model}" if item or model else stage
         gpus, pool = cards(stage, model, settings), pool_of(stage, model, settings)
         started[name] = step.submit(name, gpus=gpus, pool=pool, wait_for=after, **common)
         return started[name]
@@ -108,10 +108,15 @@ def build(settings: Settings, *, rebuild: bool = False) -> list[str]:
         if checked.state.is_completed():
             for model in settings.models:
                 spread_frames(model)
+    trained: dict[str, PrefectFuture[bool]] = {}
     for model in settings.models:
         frames, prompts = start("frames", model, [checked]), start("prompts", model, [checked])
         stems = start("encode", model, [frames])
-        start("evaluate", model, [start("train", model, [stems, prompts])])
+        trained[model] = start("train", model, [stems, prompts])
+        start("evaluate", model, [trained[model]])
+    for name in settings.ensembles:
+        members = [start("member", of, [trained[of]], item=f"{name}-{of}") for of in settings.made_of(name)]
+        start("evaluate-ensemble", "", [start("ensemble", "", members, item=name)], item=name)
     wait(list(started.values()))
     failed = [future.state for future in started.values() if future.state.is_failed() or future.state.is_crashed()]
     if failed:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from qualivision.decoding import Decoders
     from qualivision.scoring import Located, Scorer
     from qualivision.settings import DecodeSettings
-    from qualivision.video import Frames
+    from qualivision.video import Clip
 
     Found = Scores | QualiVisionError
     Judging = Callable[["Asking"], Iterator[tuple[str, Found]]]
@@ -190,8 +190,8 @@ def judged(
         batch: so many clips go through the model at once.
     """
     todo = iter(videos)
-    decoding: dict[Future[Frames], tuple[str, Asked, bool]] = {}
-    ready: deque[tuple[str, Asked, Frames]] = deque()
+    decoding: dict[Future[Clip], tuple[str, Asked, bool]] = {}
+    ready: deque[tuple[str, Asked, Clip]] = deque()
     ahead = 2 * decoders.workers + batch
     while True:
         while len(decoding) + len(ready) < ahead and (following := next(todo, None)) is not None:
@@ -199,7 +199,7 @@ def judged(
             if (err := hopeless(name, asked)) is not None:
                 yield name, err
             else:
-                decoding[decoders.frames(Path(asked.path), scorer.spec)] = (name, asked, True)
+                decoding[decoders.frames(Path(asked.path), scorer.specs)] = (name, asked, True)
         if len(ready) >= batch or (ready and not decoding):
             part = [ready.popleft() for _ in range(min(batch, len(ready)))]
             found = scorer.judge([(asked.path, asked.prompt, frames) for _, asked, frames in part])
@@ -211,7 +211,7 @@ def judged(
                 if failure is None:
                     ready.append((name, asked, future.result()))
                 elif isinstance(failure, LostVideoError) and first:
-                    decoding[decoders.frames(Path(asked.path), scorer.spec)] = (name, asked, False)
+                    decoding[decoders.frames(Path(asked.path), scorer.specs)] = (name, asked, False)
                 elif isinstance(failure, LostVideoError):
                     yield name, VideoError(failure.path, f"{failure.cause}, twice")
                 elif isinstance(failure, QualiVisionError):

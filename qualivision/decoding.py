@@ -14,11 +14,11 @@ from qualivision.video import VideoError
 from qualivision.workers import Pool, cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from qualivision.settings import DecodeSettings, FrameSpec
-    from qualivision.video import Bounds, Frames
+    from qualivision.video import Bounds, Clip
 
 
 class Decoders:
@@ -41,9 +41,9 @@ class Decoders:
         for _ in range(self.workers):
             self._pool.submit(_import)
 
-    def frames(self, path: Path, spec: FrameSpec) -> Future[Frames]:
-        """The frames of a video (see `video.read_frames`), or a VideoError; the file has to stay until then."""
-        return self._pool.submit(_within_memory, path, _read, spec, self._decoder, self._bounds)
+    def frames(self, path: Path, specs: Sequence[FrameSpec]) -> Future[Clip]:
+        """The frames of a video for each spec (`video.read_clip`), or a VideoError; the file has to stay until then."""
+        return self._pool.submit(_within_memory, path, _read, specs, self._decoder, self._bounds)
 
     def close(self) -> None:
         """Stop the processes; what was not done by then fails."""
@@ -57,12 +57,12 @@ def _import() -> None:
     torch.set_num_threads(1)  # as in a worker that had it when it settled
 
 
-def _read(path: Path, spec: FrameSpec, decoder: str, bounds: Bounds | None) -> Frames:
+def _read(path: Path, specs: Sequence[FrameSpec], decoder: str, bounds: Bounds | None) -> Clip:
     assert decoder in ("pyav", "decord")
-    return video.read_frames(path, spec, decoder=decoder, bounds=bounds)  # type: ignore[arg-type]
+    return video.read_clip(path, specs, decoder=decoder, bounds=bounds)  # type: ignore[arg-type]
 
 
-def _within_memory(path: Path, read: Callable[..., Frames], *how: object) -> Frames:
+def _within_memory(path: Path, read: Callable[..., Clip], *how: object) -> Clip:
     """What a reader gives; that it asks for more memory than its process may have is the video's fault."""
     try:
         return read(path, *how)

@@ -16,10 +16,11 @@ from qualivision.cache import CacheError, file_hash, make_key
 from qualivision.decoding import Decoders
 from qualivision.frames import clip_name
 from qualivision.labels import DIMENSIONS, MOS_COLUMNS, LabelError, has_mos, labels_path, read_labels, videos_dir
+from qualivision.prompts import embedded
 from qualivision.video import READER_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from qualivision.progress import Advance
     from qualivision.prompts import Embeddings
     from qualivision.settings import DecodeSettings, Settings
-    from qualivision.training.checkpoint import ModelCard
+    from qualivision.training.checkpoint import Member, ModelCard
 
     Floats = NDArray[np.float64]
 
@@ -51,7 +52,7 @@ def judge(version: int | None, settings: Settings, data: Path, *, advance: Calla
         VideoError: a test video can't be read.
     """
     from qualivision.evaluation.verdict import judge as verdict_on
-    from qualivision.training.checkpoint import read_card
+    from qualivision.training.checkpoint import members_of
 
     registry_settings = settings.registry
     version = version or registry.challenger(registry_settings)
@@ -68,7 +69,7 @@ def judge(version: int | None, settings: Settings, data: Path, *, advance: Calla
     verdict = verdict_on(
         challengers,
         champions,
-        rows.without_video(read_card(checkpoint)),
+        rows.without_video(members_of(checkpoint)),
         rows.rated,
         rows.prompts,
         settings.promote,
@@ -109,30 +110,35 @@ class TestRows:
         self.rated: Floats = self.table[list(MOS_COLUMNS)].to_numpy(np.float64)
 
     def scored_by(self, checkpoint: Path, *, advance: Advance) -> Floats:
-        """What a checkpoint says of each row now: (N, 5) MOS.
+        """What a checkpoint says of each row now: (N, 5) MOS; of an ensemble each member by itself.
 
         Raises:
             CheckpointError: not a checkpoint, or one that does not fit this version.
             VideoError: a test video can't be read.
         """
-        from qualivision.training.checkpoint import read_card
+        from qualivision.training.checkpoint import members_of, weights_of
+        from qualivision.training.mixing import mixed
 
-        card = read_card(checkpoint)
-        found = self._by_caches(checkpoint, card)
-        return self._by_videos(checkpoint, advance) if found is None else found
+        members = members_of(checkpoint)
+        said = []
+        for member in members:
+            found = self._by_caches(member.folder, member.card)
+            said.append(self._by_videos(member.folder, advance) if found is None else found)
+        return mixed(np.stack(said), weights_of(members))
 
-    def without_video(self, card: ModelCard) -> Floats:
-        """What the prompt alone predicts, learned from the training split by this model's encoder: (N, 5) MOS."""
+    def without_video(self, members: Sequence[Member]) -> Floats:
+        """What the prompt alone predicts, learned from the training split by the members' encoders: (N, 5) MOS."""
         from qualivision.evaluation.baselines import no_video_baseline
 
         train = read_labels(labels_path(self.data, "train"))
         prompts: list[str] = train["Prompt"].tolist()
-        vector = self._embedded(card.text.encoder, {*prompts, *self.prompts})
+        encoders = dict.fromkeys(member.card.text.encoder for member in members)
+        vectors = [self._embedded(encoder, {*prompts, *self.prompts}) for encoder in encoders]
         return no_video_baseline(
-            np.stack([vector[prompt] for prompt in prompts]),
+            embedded(prompts, vectors),
             train[list(MOS_COLUMNS)].to_numpy(np.float64),
             prompts,
-            np.stack([vector[prompt] for prompt in self.prompts]),
+            embedded(self.prompts, vectors),
         )
 
     def _embedded(self, encoder: str, prompts: set[str]) -> dict[str, Embeddings]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from qualivision.training.checkpoint import ModelCard
+    from qualivision.training.checkpoint import Member, ModelCard
 
 DESCRIPTION_CHARACTERS: Final = 5000
 """What MLflow's databases hold of a version's description."""
@@ -74,17 +74,28 @@ def metrics_table(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]
 _LINEAGE: Final = {"git_commit": "Git commit", "dvc_lock": "SHA-256 of dvc.lock", "data": "Data, as DVC names it"}
 
 
-def facts_of(card: ModelCard, lineage: Mapping[str, str]) -> list[list[str]]:
+def facts_of(members: Sequence[Member], lineage: Mapping[str, str]) -> list[list[str]]:
     """What the model is, and where it comes from."""
-    return [
-        ["Model", card.name],
-        ["Reads", f"{card.frames.count} frames of {card.frames.height} x {card.frames.width} pixels, and the prompt"],
-        ["Says", f"{', '.join(DIMENSIONS)}: MOS from 1 to 5"],
-        ["Published weights", f"{card.base} (SHA-256 {card.base_hash[:12]})"],
-        *_start_of(card),
-        ["Sentence encoder", card.text.encoder + (", trained along" if card.text.train else ", frozen")],
-        *([_LINEAGE[name], value] for name, value in lineage.items()),
-    ]
+    from qualivision.training.checkpoint import kind_of
+
+    facts = [["Model", kind_of(members)]]
+    if len(members) > 1:
+        facts.append(["Made of", f"{', '.join(member.name for member in members)}: the weighted mean of their scores"])
+    facts.append(["Says", f"{', '.join(DIMENSIONS)}: MOS from 1 to 5"])
+    for member in members:
+        card = member.card
+        frames = f"{card.frames.count} frames of {card.frames.height} x {card.frames.width} pixels"
+        of_it = [
+            ["Reads", f"{frames}, and the prompt"],
+            ["Published weights", f"{card.base} (SHA-256 {card.base_hash[:12]})"],
+            *_start_of(card),
+            ["Sentence encoder", card.text.encoder + (", trained along" if card.text.train else ", frozen")],
+        ]
+        if len(members) > 1:
+            shares = ", ".join(f"{100 * share:.0f} % of {dimension}" for dimension, share in member.weights.items())
+            of_it = [[f"{member.name}: {name.lower()}", value] for name, value in [["Share", shares], *of_it]]
+        facts += of_it
+    return facts + [[_LINEAGE[name], value] for name, value in lineage.items()]
 
 
 def _start_of(card: ModelCard) -> list[list[str]]:
@@ -93,17 +104,20 @@ def _start_of(card: ModelCard) -> list[list[str]]:
 
 
 def as_markdown(
-    card: ModelCard, metrics: Mapping[str, Any], data: Sequence[Sequence[str]], lineage: Mapping[str, str]
+    members: Sequence[Member], metrics: Mapping[str, Any], data: Sequence[Sequence[str]], lineage: Mapping[str, str]
 ) -> str:
     """The card for a version's description."""
+    from qualivision.training.checkpoint import kind_of
+
     head, rows = metrics_table(metrics)
     counts = metrics["counts"]
+    overall = shown(metrics["Overall"]["VQualA"])
     return "\n".join(
         [
             # What a list of versions shows of it.
-            f"{card.name}: Overall {shown(metrics['Overall']['VQualA'])} (VQualA), judges a video against its prompt",
+            f"{kind_of(members)}: Overall {overall} (VQualA), judges a video against its prompt",
             "",
-            *(f"- {name}: {value}" for name, value in facts_of(card, lineage)),
+            *(f"- {name}: {value}" for name, value in facts_of(members, lineage)),
             "",
             f"## On {counts['rows']} test clips of {counts['prompts']} prompts",
             "",
@@ -121,13 +135,15 @@ def as_markdown(
 
 
 def as_html(
-    card: ModelCard,
+    members: Sequence[Member],
     metrics: Mapping[str, Any],
     data: Sequence[Sequence[str]],
     lineage: Mapping[str, str],
     pictures: Mapping[str, bytes],
 ) -> str:
     """The card as a page, with the pictures of the evaluation: {what it shows: PNG}."""
+    from qualivision.training.checkpoint import kind_of
+
     counts = metrics["counts"]
     note = (
         f"{counts['rows']} test clips of {counts['prompts']} prompts that no other split has. Intervals by a bootstrap "
@@ -136,10 +152,10 @@ def as_html(
     drawn = "".join(pages.picture(png, alt) for alt, png in pictures.items())
     said = pages.table(DATA_HEAD, data) if data else ""
     return pages.page(
-        f"{card.name}: judges a video against its prompt",
+        f"{kind_of(members)}: judges a video against its prompt",
         [],
         [
-            pages.section("What it is", "", pages.table(("", ""), facts_of(card, lineage))),
+            pages.section("What it is", "", pages.table(("", ""), facts_of(members, lineage))),
             pages.section("What it reaches", note, pages.table(*metrics_table(metrics)) + drawn),
             pages.section("Data", "" if data else "Not at hand when this was registered.", said),
             pages.section("Limits", "", "".join(f"<p>{limit}</p>\n" for limit in LIMITS)),

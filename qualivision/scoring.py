@@ -16,12 +16,15 @@ from qualivision.errors import QualiVisionError
 from qualivision.labels import DIMENSIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
-    from qualivision.models.quality import Prediction
+    from torch import Tensor
+
+    from qualivision.models.quality import Activations, Prediction
     from qualivision.settings import FrameSpec
-    from qualivision.video import Frames
+    from qualivision.training.checkpoint import Member
+    from qualivision.video import Clip
 
 _PROMPTS_AT_ONCE = 16
 """Of one clip: bounds the memory that its repeated activations take."""
@@ -101,26 +104,26 @@ class Scorer:
     def __init__(self, model: str | Path | Located | None = None, *, device: str | None = None) -> None:
         import torch
 
-        from qualivision.prompts import PromptEncoder
-        from qualivision.training.checkpoint import load_checkpoint
+        from qualivision.training.checkpoint import kind_of, members_of
 
         found = locate(model)
         self.folder, self.name = found.folder, found.name
-        self._model, self.card = load_checkpoint(self.folder, with_stem=True)
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._model.to(self._device)
-        self._encoder = PromptEncoder(self.card.text.encoder, device=str(self._device))
-        self._embed = lru_cache(maxsize=4096)(self._embed_one)
+        self.members = members_of(self.folder)
+        self.kind = kind_of(self.members)
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        embedding: dict[str, Callable[[str], Tensor]] = {}
+        for encoder in dict.fromkeys(member.card.text.encoder for member in self.members):
+            embedding[encoder] = _embedding(encoder, self.device)
+        specs = self.specs
+        self._parts = [
+            _Part(member, specs.index(member.card.frames), embedding[member.card.text.encoder], self.device)
+            for member in self.members
+        ]
 
     @property
-    def device(self) -> str:
-        """Where the model runs, as torch names devices."""
-        return str(self._device)
-
-    @property
-    def spec(self) -> FrameSpec:
-        """What the model reads of a video."""
-        return self.card.frames
+    def specs(self) -> tuple[FrameSpec, ...]:
+        """What the model reads of a video: one, or as many as its members read different ones."""
+        return tuple(dict.fromkeys(member.card.frames for member in self.members))
 
     def score(self, video: str | Path, *, prompt: str) -> Scores:
         """Score one video, decoded in this process: for files that are trusted not to crash a decoder.
@@ -132,53 +135,50 @@ class Scorer:
             VideoError: the video can't be read.
             PromptError: the prompt is blank.
         """
-        from qualivision.video import read_frames
+        from qualivision.video import read_clip
 
         check_prompt(video, prompt)
-        return self.judge([(str(video), prompt, read_frames(Path(video), self.spec))])[0]
+        return self.judge([(str(video), prompt, read_clip(Path(video), self.specs))])[0]
 
-    def judge(self, clips: Sequence[tuple[str, str, Frames]]) -> list[Scores]:
+    def judge(self, clips: Sequence[tuple[str, str, Clip]]) -> list[Scores]:
         """Score a batch of clips that are decoded already.
 
         Args:
-            clips: (name, prompt, frames): frames as `read_frames` gives them for `spec`, (T, H, W, 3) uint8.
+            clips: (name, prompt, frames): frames as `video.read_clip` gives them for `specs`, each (T, H, W, 3) uint8.
         Returns:
             Scores of each, in order; the name stands in `Scores.video`.
         Raises:
             PromptError: a prompt is blank.
         """
-        import torch
+        asked = [(name, prompt) for name, prompt, _ in clips]
+        for name, prompt in asked:
+            check_prompt(name, prompt)
+        prompts, shown = [prompt for _, prompt in asked], [clip for _, _, clip in clips]
+        return self._named(asked, [part.predict(part.stem(shown), prompts) for part in self._parts])
 
-        from qualivision.models.quality import frames_to_input
-
-        frames = torch.cat([frames_to_input(shown) for _, _, shown in clips]).to(self._device)
-        with torch.inference_mode():
-            found = self._model(frames, self._text([(name, prompt) for name, prompt, _ in clips]))
-        return self._named([(name, prompt) for name, prompt, _ in clips], found)
-
-    def judge_prompts(self, name: str, prompts: Sequence[str], frames: Frames) -> list[Scores]:
-        """Score one clip against many prompts; its frozen stem runs once.
+    def judge_prompts(self, name: str, prompts: Sequence[str], clip: Clip) -> list[Scores]:
+        """Score one clip against many prompts; the frozen stem, of each member, runs once.
 
         Args:
             name: stands in `Scores.video`.
             prompts: any number.
-            frames: as `judge` takes them.
+            clip: its frames, as `judge` takes them.
         Returns:
             Scores against each prompt, in order; what `judge` gives for each alone.
         Raises:
             PromptError: a prompt is blank.
         """
-        import torch
-
-        from qualivision.models.quality import frames_to_input
-
+        for prompt in prompts:
+            check_prompt(name, prompt)
+        stems = [part.stem([clip]) for part in self._parts]
         scores = []
-        with torch.inference_mode():
-            activations = self._model.stem(frames_to_input(frames).to(self._device))
-            for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
-                part = [(name, prompt) for prompt in prompts[start : start + _PROMPTS_AT_ONCE]]
-                repeated = {key: value.expand(len(part), *value.shape[1:]) for key, value in activations.items()}
-                scores += self._named(part, self._model.from_stem(repeated, self._text(part)))
+        for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
+            some = list(prompts[start : start + _PROMPTS_AT_ONCE])
+            each = [
+                part.predict({key: value.expand(len(some), *value.shape[1:]) for key, value in stem.items()}, some)
+                for part, stem in zip(self._parts, stems, strict=True)
+            ]
+            scores += self._named([(name, prompt) for prompt in some], each)
         return scores
 
     def score_many(self, items: Iterable[tuple[str | Path, str]]) -> Iterator[Scores | QualiVisionError]:
@@ -192,19 +192,11 @@ class Scorer:
             except (PromptError, VideoError) as err:
                 yield err
 
-    def _text(self, asked: Sequence[tuple[str, str]]) -> Any:
-        """The (B, Dt) embeddings of the prompts of (name, prompt). Raises PromptError for a blank one."""
-        import torch
-
-        for name, prompt in asked:
-            check_prompt(name, prompt)
-        prompts = [prompt for _, prompt in asked]
-        return self._model.embed(prompts, torch.cat([self._embed(prompt) for prompt in prompts]).to(self._device))
-
-    def _named(self, asked: Sequence[tuple[str, str]], found: Prediction) -> list[Scores]:
-        """A batch's prediction as scores of each (name, prompt)."""
+    def _named(self, asked: Sequence[tuple[str, str]], each: Sequence[Prediction]) -> list[Scores]:
+        """What the members predict of a batch, as scores of each (name, prompt)."""
         from qualivision.models.quality import ASPECTS
 
+        found = each[0] if len(each) == 1 else _mean(each, self.members)
         return [
             Scores(
                 video=name,
@@ -219,10 +211,67 @@ class Scorer:
             )
         ]
 
-    def _embed_one(self, prompt: str) -> Any:
+
+class _Part:
+    """A member, loaded. Of a clip, which is one array of frames for each spec, it reads that at `place`."""
+
+    def __init__(self, member: Member, place: int, embed: Callable[[str], Tensor], device: str) -> None:
+        from qualivision.training.checkpoint import load_checkpoint
+
+        self.place = place
+        self.embed = embed
+        self.device = device
+        self.model, _ = load_checkpoint(member.folder, with_stem=True)
+        self.model.to(device)
+
+    def stem(self, clips: Sequence[Clip]) -> Activations:
+        """What its frozen stem makes of clips."""
         import torch
 
-        return torch.from_numpy(self._encoder.encode([prompt]))
+        from qualivision.models.quality import frames_to_input
+
+        with torch.inference_mode():
+            return self.model.stem(torch.cat([frames_to_input(clip[self.place]) for clip in clips]).to(self.device))
+
+    def predict(self, activations: Activations, prompts: list[str]) -> Prediction:
+        """What it says of clips, each against its own prompt."""
+        import torch
+
+        text = torch.cat([self.embed(prompt) for prompt in prompts]).to(self.device)
+        with torch.inference_mode():
+            return self.model.from_stem(activations, self.model.embed(prompts, text))
+
+
+def _mean(each: Sequence[Prediction], members: Sequence[Member]) -> Prediction:
+    """The members' mean by their weights, as far as the clip is for the one to which it is strangest.
+
+    What share an aspect has in Overall follows from the members' weights there.
+    """
+    import torch
+
+    from qualivision.models.quality import Prediction
+    from qualivision.training.checkpoint import weights_of
+
+    weights = torch.from_numpy(weights_of(members))
+    mos = torch.stack([found.mos.double().cpu() for found in each])
+    aspects = torch.stack([found.aspect_weights.double().cpu() for found in each])
+    overall = weights[:, DIMENSIONS.index("Overall")]
+    return Prediction(
+        mos=(mos * weights[:, None, :]).sum(0),
+        aspect_weights=(aspects * overall[:, None, None]).sum(0),
+        auxiliary={},
+        distance=torch.stack([found.distance.double().cpu() for found in each]).amax(0),
+    )
+
+
+def _embedding(encoder: str, device: str) -> Callable[[str], Tensor]:
+    """A prompt's embedding, (1, Dt), by a sentence encoder; of what was asked lately without computing it again."""
+    import torch
+
+    from qualivision.prompts import PromptEncoder
+
+    loaded = PromptEncoder(encoder, device=device)
+    return lru_cache(maxsize=4096)(lambda prompt: torch.from_numpy(loaded.encode([prompt])))
 
 
 def check_prompt(video: str | Path, prompt: object) -> None:

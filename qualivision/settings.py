@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -57,6 +57,9 @@ class DecodeSettings(Section):
 
 
 ModelName = Literal["lite", "dover", "vjepa2"]
+ENSEMBLE: Final = "ensemble"
+"""What an ensemble of models is called; the only one that `ensembles` of `params.yaml` can list."""
+EnsembleName = Literal["ensemble"]
 
 
 class TextSettings(Section):
@@ -297,7 +300,7 @@ class FlowsSettings(Section):
     )
     gpu_pool: str = Field(default="", description="a work pool whose workers run the stages that need a GPU")
     gpu_models: tuple[ModelName, ...] = Field(
-        default=("dover", "vjepa2"), description="models whose encode, train and evaluate run on gpu_pool"
+        default=("dover", "vjepa2"), description="models whose encode, train, evaluate and member run on gpu_pool"
     )
     cluster: str = Field(
         default="",
@@ -397,11 +400,18 @@ class MonitorSettings(Section):
             raise SettingsError(f"monitor: {_problems(err)}") from err
 
 
+class EnsembleSettings(Section):
+    """An ensemble: several models whose scores are averaged, with weights fitted on val."""
+
+    members: list[ModelName] = Field(default=[], description="two or more of `models`")
+
+
 class Settings(Section):
     """All of `params.yaml`."""
 
     models: list[ModelName] = Field(min_length=1, description="the models that the pipeline builds")
-    deploy: ModelName = Field(description="the one of them that is registered")
+    ensembles: list[EnsembleName] = Field(default=[], max_length=1, description="what it then makes of several of them")
+    deploy: Literal[ModelName, EnsembleName] = Field(description="the one of all these that is registered")
     validate_: ValidateSettings = Field(alias="validate")
     decode: DecodeSettings = DecodeSettings()
     evaluate: EvaluateSettings
@@ -411,15 +421,54 @@ class Settings(Section):
     flows: FlowsSettings = FlowsSettings()
     ingest: IngestSettings = IngestSettings()
     monitor: MonitorSettings = MonitorSettings()
+    ensemble: EnsembleSettings = EnsembleSettings()
     lite: ModelSettings
     dover: DoverSettings
     vjepa2: Vjepa2Settings
 
     @model_validator(mode="after")
     def _deployed_model_is_built(self) -> Settings:
-        if self.deploy not in self.models:
+        if self.deploy == ENSEMBLE and not self.ensembles:
+            raise ValueError(
+                f"deploy: {ENSEMBLE} is not in ensembles, which lists none; write `ensembles: [{ENSEMBLE}]`"
+            )
+        if self.deploy not in self.built:
             raise ValueError(f"deploy: {self.deploy} is not in models: {', '.join(self.models)}")
         return self
+
+    @model_validator(mode="after")
+    def _members_are_built(self) -> Settings:
+        members = self.ensemble.members if self.ensembles else ()
+        if self.ensembles and len({*members}) < 2:
+            raise ValueError(f"ensemble.members: {', '.join(members) or 'none'}; an ensemble has two models or more")
+        if len({*members}) < len(members):
+            raise ValueError(f"ensemble.members: {', '.join(members)}; each model can be a member once")
+        if others := [name for name in members if name not in self.models]:
+            raise ValueError(f"ensemble.members: {', '.join(others)} is not in models: {', '.join(self.models)}")
+        return self
+
+    @property
+    def built(self) -> tuple[str, ...]:
+        """All that the pipeline evaluates and could register: models and ensembles."""
+        return (*self.models, *self.ensembles)
+
+    def check_built(self, name: str) -> None:
+        """Raises SettingsError for a name that the pipeline neither trains nor makes an ensemble of."""
+        if name not in self.ensembles:
+            self.model(name)
+
+    def made_of(self, name: str) -> tuple[str, ...]:
+        """The models that one of `built` is made of: itself, or an ensemble's members."""
+        return tuple(self.ensemble.members) if name in self.ensembles else (name,)
+
+    def member(self, name: str) -> ModelSettings:
+        """The section of one member of the ensemble. Raises SettingsError when there is no ensemble, or it lacks it."""
+        if not self.ensembles or name not in self.ensemble.members:
+            raise SettingsError(
+                f"{name}: is no member of an ensemble; params.yaml lists ensembles: "
+                f"{', '.join(self.ensembles) or 'none'}, ensemble.members: {', '.join(self.ensemble.members) or 'none'}"
+            )
+        return self.model(name)
 
     def model(self, name: str) -> ModelSettings:
         """The section of one model. Raises SettingsError for a name that the pipeline does not build."""

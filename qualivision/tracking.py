@@ -164,6 +164,14 @@ def checkpoint_run(model: str, checkpoint: str, *, name: str) -> Iterator[str]:
         yield run.info.run_id
 
 
+def log_ensemble(model: str, checkpoint: str, weights: Mapping[str, Mapping[str, float]]) -> None:
+    """Log the weights of an ensemble, {member: {dimension: its share}}, to the run of its checkpoint."""
+    import mlflow
+
+    with checkpoint_run(model, checkpoint, name=model):
+        mlflow.log_metrics({f"weight.{name}": value for name, value in _flat(weights)})
+
+
 def log_evaluation(model: str, checkpoint: str, metrics: Mapping[str, Any], folder: Path) -> None:
     """Log test metrics and the report's files to the run that made the checkpoint, or to a new one."""
     import mlflow

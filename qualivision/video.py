@@ -14,6 +14,7 @@ import stat
 import struct
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ import numpy as np
 from qualivision.errors import QualiVisionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator
+    from collections.abc import Callable, Container, Iterator, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from qualivision.workers import Guard
 
     Frames = npt.NDArray[np.uint8]
+    Clip = tuple[Frames, ...]
+    """The frames of a video for each of several specs."""
     Indices = npt.NDArray[np.int64]
     Put = Callable[[slice, Frames], None]
 
@@ -128,13 +131,27 @@ def read_frames(
     Raises:
         VideoError: no such file, empty, not a video, damaged, out of bounds, or a sampled frame is missing.
     """
-    out = np.empty((spec.count, spec.height, spec.width, 3), np.uint8)
+    return read_clip(path, (spec,), decoder=decoder, bounds=bounds)[0]
 
-    def put(places: slice, picture: Frames) -> None:
-        # Not picture[None]: of its stride of 0 torch's fast kernel makes nothing, and takes three times as long.
-        out[places] = resize(picture.reshape(1, *picture.shape), spec.height, spec.width)
 
-    _sample(path, spec.count, put, decoder, bounds)
+def read_clip(
+    path: Path,
+    specs: Sequence[FrameSpec],
+    *,
+    decoder: Literal["pyav", "decord"] = "pyav",
+    bounds: Bounds | None = None,
+) -> Clip:
+    """`read_frames` for several specs, in their order. Those of one count of frames share one pass over the video."""
+    out = tuple(np.empty((spec.count, spec.height, spec.width, 3), np.uint8) for spec in specs)
+
+    def put(places: slice, picture: Frames, count: int) -> None:
+        for frames, spec in zip(out, specs, strict=True):
+            if spec.count == count:
+                # Not picture[None]: of its stride of 0 torch's fast kernel makes nothing, and takes thrice as long.
+                frames[places] = resize(picture.reshape(1, *picture.shape), spec.height, spec.width)
+
+    for count in dict.fromkeys(spec.count for spec in specs):
+        _sample(path, count, partial(put, count=count), decoder, bounds)
     return out
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from qualivision import video
 
 
-def read(path: Path, spec, decoder, bounds):
+def read(path: Path, specs, decoder, bounds):
     content = path.read_bytes()
     tried = path.with_suffix(".tried")
     if content == b"crashes":
@@ -22,4 +22,4 @@ def read(path: Path, spec, decoder, bounds):
     if content == b"crashes once" and not tried.exists():
         tried.touch()
         os._exit(3)
-    return video.read_frames(path.with_name("A_0.mp4"), spec)
+    return video.read_clip(path.with_name("A_0.mp4"), specs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +26,8 @@ class FakeScorer:
         self.name = name
         self.value = value
         self.distance = distance
-        self.spec = FRAMES
-        self.card = SimpleNamespace(name="lite")
+        self.specs = (FRAMES,)
+        self.kind = "lite"
         self.gate = threading.Event()
         self.gate.set()
         self.began = threading.Event()
@@ -52,7 +51,7 @@ class FakeDecoders:
         self.hold = False
         self.held: list[Future[Any]] = []
 
-    def frames(self, path: Path, spec: object) -> Future[Any]:
+    def frames(self, path: Path, specs: object) -> Future[Any]:
         future: Future[Any] = Future()
         self.held.append(future)
         if not self.hold:
@@ -61,7 +60,7 @@ class FakeDecoders:
 
     def release(self) -> None:
         while self.held:
-            self.held.pop().set_result(np.zeros((2, 2, 2, 3), np.uint8))
+            self.held.pop().set_result((np.zeros((2, 2, 2, 3), np.uint8),))
 
     def close(self) -> None:
         pass

@@ -21,6 +21,7 @@ from qualivision import tracking
 from qualivision.frames import clip_name, stem_cache
 from qualivision.labels import DIMENSIONS, MOS_COLUMNS, labels_path, videos_dir
 from qualivision.models.bridge import CLASSES, class_phrases
+from qualivision.models.dover import ConvNeXt3D, VideoHead
 from qualivision.models.factory import base_hash, build_model
 from qualivision.models.fovea import SUBJECT_CHANNELS
 from qualivision.models.lite_stem import EVERY, IMAGE_CHANNELS, TOP_CHANNELS, LiteStem
@@ -165,6 +166,18 @@ def write_checkpoint(folder: Path, *, seed: int = 0, text_width: int = MINILM_WI
     )
     save_checkpoint(folder, card, trained_tensors(model))
     return folder
+
+
+def write_dover(path: Path) -> None:
+    """Made-up published weights of a small DOVER."""
+    torch.manual_seed(0)
+    backbone, head = ConvNeXt3D((1, 2, 1, 1), (8, 16, 24, 32)), VideoHead(32)
+    for name, value in backbone.named_parameters():
+        if name.endswith("gamma"):
+            value.data.fill_(0.5)
+    state = {f"aesthetic_backbone.{name}": value for name, value in backbone.state_dict().items()}
+    state |= {f"aesthetic_head.{name}": value for name, value in head.state_dict().items()}
+    torch.save(state | {"technical_backbone.patch_embed.proj.bias": torch.zeros(96)}, path)
 
 
 def write_clip(path: Path, *, frames: int = 6, side: int = 64, seed: int = 0, container: str | None = None) -> Path:

@@ -93,10 +93,10 @@ class Engine:
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer, self.read, self.decoded_ahead = scorer, [], 0
-        self.spec = FRAMES
+        self.specs = (FRAMES,)
         self._waiting = 0
 
-    def frames(self, path, spec):
+    def frames(self, path, specs):
         from concurrent.futures import Future
 
         future: Future = Future()
@@ -104,7 +104,7 @@ class Engine:
         self._waiting += 1
         self.decoded_ahead = max(self.decoded_ahead, self._waiting)
         try:
-            future.set_result(video.read_frames(path, spec))
+            future.set_result(video.read_clip(path, specs))
         except QualiVisionError as err:
             self._waiting -= 1
             future.set_exception(err)
@@ -115,7 +115,7 @@ class Engine:
         if len(clips) > 1:
             return self.scorer.judge(clips)
         [(name, prompt, frames)] = clips
-        if (key := (prompt, frames.tobytes())) not in KNOWN:
+        if (key := (prompt, frames[0].tobytes())) not in KNOWN:
             KNOWN[key] = self.scorer.judge(clips)[0]
         return [replace(KNOWN[key], video=name)]
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from conftest import MakeClip
 
+    from qualivision.video import Clip as Shown
     from qualivision.video import Frames
 
 STEPS = severities(5)
@@ -222,18 +223,19 @@ class StandIn:
     """A scorer by rules: Traditional is sharpness, Temporal how many frames differ, Alignment 4 for a true prompt."""
 
     name = "stand-in"
-    spec = FRAMES
+    specs = (FRAMES,)
 
     def __init__(self) -> None:
         self.true = {"cat.mp4": "A cat", "deeper/dog.mp4": "A dog"}
 
-    def judge(self, clips: Sequence[tuple[str, str, Frames]]) -> list[Scores]:
+    def judge(self, clips: Sequence[tuple[str, str, Shown]]) -> list[Scores]:
         return [self._score(*clip) for clip in clips]
 
-    def judge_prompts(self, name: str, prompts: Sequence[str], frames: Frames) -> list[Scores]:
-        return [self._score(name, prompt, frames) for prompt in prompts]
+    def judge_prompts(self, name: str, prompts: Sequence[str], clip: Shown) -> list[Scores]:
+        return [self._score(name, prompt, clip) for prompt in prompts]
 
-    def _score(self, name: str, prompt: str, frames: Frames) -> Scores:
+    def _score(self, name: str, prompt: str, clip: Shown) -> Scores:
+        (frames,) = clip
         if name not in self.true:
             assert prompt == NO_PROMPT
         edges = float(np.abs(np.diff(frames.astype(float), axis=2)).mean()) / 20
@@ -262,9 +264,9 @@ def test_many_prompts_of_one_clip_give_the_scores_that_each_gives_alone(tmp_path
     scorer = Scorer(write_checkpoint(tmp_path / "lite"), device="cpu")
     frames = np.random.default_rng(0).integers(0, 256, (FRAMES.count, FRAMES.height, FRAMES.width, 3), dtype=np.uint8)
     prompts = [f"prompt {number}" for number in range(18)]  # more than go through at once
-    together = scorer.judge_prompts("a.mp4", prompts, frames)
+    together = scorer.judge_prompts("a.mp4", prompts, (frames,))
     for prompt, found in zip(prompts, together, strict=True):
-        alone = scorer.judge([("a.mp4", prompt, frames)])[0]
+        alone = scorer.judge([("a.mp4", prompt, (frames,))])[0]
         assert found.prompt == prompt and found.values == pytest.approx(alone.values, abs=1e-4)
     assert together[0].values != together[1].values
 

@@ -31,7 +31,7 @@ from qualivision.models.familiarity import COMPONENTS, REFERENCE, Familiarity, d
 from qualivision.models.quality import frames_to_input
 from qualivision.scoring import Scorer, Scores
 from qualivision.training import familiarity as measuring
-from qualivision.training.checkpoint import load_trained, read_card, save_checkpoint, trained_tensors
+from qualivision.training.checkpoint import load_checkpoint, load_trained, save_checkpoint, trained_tensors
 from qualivision.training.familiarity import content, fit_familiarity
 from qualivision.training.loop import predict_with_distance
 from qualivision.video import read_frames
@@ -241,11 +241,11 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("familiar")
     known = [frames_to_input(read_frames(write_noise(folder / f"{n}.mp4", seed=n), FRAMES)) for n in range(1, 17)]
     checkpoint = write_checkpoint(folder / "checkpoint")
-    scorer = Scorer(checkpoint)
+    model, card = load_checkpoint(checkpoint, with_stem=True)
     with torch.inference_mode():
-        seen = torch.cat([scorer._model.see(scorer._model.stem(clip)).content for clip in known])
-        scorer._model.familiarity.fit(seen[:10], seen[10:] * 1.05)  # some room: clips of noise are nearly alike
-    save_checkpoint(checkpoint, read_card(checkpoint), trained_tensors(scorer._model))
+        seen = torch.cat([model.judges[0].see(model.stem(clip)).content for clip in known])
+        model.familiarity.fit(seen[:10], seen[10:] * 1.05)  # some room: clips of noise are nearly alike
+    save_checkpoint(checkpoint, card, trained_tensors(model))
     write_noise(folder / "noise.mp4", seed=0)
     return folder
 
@@ -260,7 +260,7 @@ def test_a_checkpoint_keeps_what_it_knows(place, plain):
     near, far = (scorer.score(clip, prompt="a cat") for clip in (place / "noise.mp4", plain))
     assert near.distance < 1 < 2 < far.distance
     model = build_model("lite", network(), 384, stem=real_stem()).eval()
-    load_trained(model, trained_tensors(scorer._model), place)
+    load_trained(model, trained_tensors(scorer._parts[0].model), place)
     frames = frames_to_input(read_frames(plain, FRAMES))
     found = model(frames, torch.zeros(1, 384)).distance.item()
     assert found == pytest.approx(far.distance, rel=1e-4)

@@ -81,7 +81,12 @@ def test_caches_of_another_frame_spec_or_of_videos_that_changed_are_not_used(pro
     fill_caches()
     rows = gate.TestRows(Path("data"), LIMITS)
     asked = []
-    monkeypatch.setattr(gate.TestRows, "_by_videos", lambda self, checkpoint, advance: asked.append(checkpoint.name))
+
+    def by_videos(self, checkpoint, advance):
+        asked.append(checkpoint.name)
+        return rows.rated
+
+    monkeypatch.setattr(gate.TestRows, "_by_videos", by_videos)
     other = tmp_path / "other"
     shutil.copytree("good", other)
     card = json.loads((other / "model.json").read_text())

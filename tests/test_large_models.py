@@ -12,8 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
+from small_models import write_dover
 
-from qualivision.models.dover import ConvNeXt3D, VideoHead
 from qualivision.sample_data import make_sample_data
 from qualivision.scoring import Scorer
 from qualivision.settings import load_settings
@@ -24,17 +24,6 @@ from qualivision.training.loop import TrainingError, predict
 
 FRAMES = {"count": 8, "height": 64, "width": 64}
 PARAMS = Path(__file__).parent.parent / "params.yaml"
-
-
-def write_dover(path: Path) -> None:
-    torch.manual_seed(0)
-    backbone, head = ConvNeXt3D((1, 2, 1, 1), (8, 16, 24, 32)), VideoHead(32)
-    for name, value in backbone.named_parameters():
-        if name.endswith("gamma"):
-            value.data.fill_(0.5)
-    state = {f"aesthetic_backbone.{name}": value for name, value in backbone.state_dict().items()}
-    state |= {f"aesthetic_head.{name}": value for name, value in head.state_dict().items()}
-    torch.save(state | {"technical_backbone.patch_embed.proj.bias": torch.zeros(96)}, path)
 
 
 def write_vjepa2(folder: Path, *, seed: int = 0) -> None:

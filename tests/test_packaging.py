@@ -14,7 +14,7 @@ from qualivision import model_card, packaging
 from qualivision.cache import file_hash
 from qualivision.labels import DIMENSIONS
 from qualivision.settings import FrameSpec
-from qualivision.training.checkpoint import read_card
+from qualivision.training.checkpoint import members_of
 from qualivision.video import read_frames
 
 PNG = b"\x89PNG\r\n\x1a\nnot much of a picture"
@@ -93,7 +93,7 @@ def carded(tmp_path):
     checkpoint = write_checkpoint(tmp_path / "checkpoint")
     metrics = json.loads((write_evaluation(tmp_path / "report", checkpoint) / "metrics.json").read_text())
     write_rated_videos(tmp_path / "data", checkpoint, clips={"train": 4, "val": 2, "test": 3})
-    return read_card(checkpoint), metrics, model_card.data_facts(tmp_path / "data")
+    return members_of(checkpoint), metrics, model_card.data_facts(tmp_path / "data")
 
 
 def test_the_card_tells_data_metrics_with_intervals_baselines_and_limits(carded):

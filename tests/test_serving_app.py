@@ -188,7 +188,7 @@ def test_the_model_is_told(client, scorer):
         "model": scorer.name,
         "kind": "lite",
         "follows": "models:/qualivision@champion",
-        "frames": FRAMES.model_dump(),
+        "frames": [FRAMES.model_dump()],
         "dimensions": list(DIMENSIONS),
     }
 

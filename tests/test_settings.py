@@ -68,6 +68,15 @@ def test_the_params_of_this_repository_load_and_every_model_has_its_section():
         ("serve.queue", 0, "serve.queue: Input should be greater than or equal to 1, got 0"),
         # a model that is not there
         ("deploy", "dover9", "deploy: .*got 'dover9'"),
+        (
+            "deploy",
+            "ensemble",
+            r"deploy: ensemble is not in ensembles, which lists none; write `ensembles: \[ensemble\]`",
+        ),
+        # an ensemble without members
+        ("ensembles", ["ensemble"], "ensemble.members: none; an ensemble has two models or more"),
+        ("ensembles", ["both"], "ensembles.0: Input should be 'ensemble', got 'both'"),
+        ("ensemble.members", ["lite", "tiny"], "ensemble.members.1: Input should be 'lite', .*got 'tiny'"),
     ],
 )
 def test_a_wrong_value_is_refused_and_its_key_named(tmp_path, key, value, message):

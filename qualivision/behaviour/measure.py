@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qualivision.behaviour.folder import Clip
     from qualivision.scoring import Scorer, Scores
     from qualivision.settings import DecodeSettings, FrameSpec
+    from qualivision.video import Clip as Shown
     from qualivision.video import Frames
 
     Floats = npt.NDArray[np.float64]
@@ -120,27 +121,27 @@ def measure(
 
     total = len(clips) * (1 + len(kinds) * steps)
     found: dict[str, Measured] = {}
-    jobs = [(clip.path, clip.name, scorer.spec, limits.decoder) for clip in clips]
-    for name, frames in each(_clean, jobs):
-        found[name] = _measure_clean(scorer, by_name[name], clips, frames)
+    jobs = [(clip.path, clip.name, scorer.specs, limits.decoder) for clip in clips]
+    for name, shown in each(_clean, jobs):
+        found[name] = _measure_clean(scorer, by_name[name], clips, shown)
         advance(len(found), total)
     done, total = len(found), len(found) * (1 + len(kinds) * steps)
     worse = [(*job, kind, order) for job in jobs if job[1] in found for kind in kinds]
     for name, kind, degraded in each(_degraded, worse):
         prompt = by_name[name].prompt or NO_PROMPT
-        found[name].degraded[kind] = np.stack([_values(scorer.judge([(name, prompt, shown)])[0]) for shown in degraded])
+        found[name].degraded[kind] = np.stack([_values(scorer.judge([(name, prompt, copy)])[0]) for copy in degraded])
         done += steps
         advance(done, total)
     measured = tuple(found[clip.name] for clip in clips if clip.name in found and clip.name not in skipped)
     return Measurement(scorer.name, tuple(kinds), order, measured, skipped)
 
 
-def _measure_clean(scorer: Scorer, clip: Clip, clips: Sequence[Clip], frames: Frames) -> Measured:
+def _measure_clean(scorer: Scorer, clip: Clip, clips: Sequence[Clip], shown: Shown) -> Measured:
     if clip.prompt is None:
-        return Measured(clip, _values(scorer.judge([(clip.name, NO_PROMPT, frames)])[0]), None)
+        return Measured(clip, _values(scorer.judge([(clip.name, NO_PROMPT, shown)])[0]), None)
     distinct = {prompt_key(other.prompt): other.prompt for other in reversed(clips) if other.prompt is not None}
     distinct.pop(prompt_key(clip.prompt))
-    own, *others = scorer.judge_prompts(clip.name, [clip.prompt, *distinct.values()], frames)
+    own, *others = scorer.judge_prompts(clip.name, [clip.prompt, *distinct.values()], shown)
     return Measured(clip, _values(own), np.array([_values(other) for other in others]).reshape(-1, len(DIMENSIONS)))
 
 
@@ -151,28 +152,38 @@ def _values(scores: Scores) -> Floats:
 # --- in a worker -----------------------------------------------------------------------------------------------------
 
 
-def _clean(path: Path, name: str, spec: FrameSpec, decoder: str) -> tuple[str, Frames]:
-    """The frames that a model with `spec` reads of a clip."""
-    frames, places = _read(path, spec, decoder)
-    return name, resize(frames, spec.height, spec.width)[places]
+def _clean(path: Path, name: str, specs: Sequence[FrameSpec], decoder: str) -> tuple[str, Shown]:
+    """What a model with `specs` reads of a clip."""
+    (shown,) = _read(path, specs, decoder, lambda frames: [frames])
+    return name, shown
 
 
 def _degraded(
-    path: Path, name: str, spec: FrameSpec, decoder: str, kind: str, order: Sequence[float]
-) -> tuple[str, str, list[Frames]]:
-    """The same of the degraded clip, at each severity. What a short clip shows twice is degraded once."""
-    frames, places = _read(path, spec, decoder)
+    path: Path, name: str, specs: Sequence[FrameSpec], decoder: str, kind: str, order: Sequence[float]
+) -> tuple[str, str, list[Shown]]:
+    """The same of the degraded clip, at each severity."""
     seed = crc32(name.encode())
-    try:
-        copies = [degrade(frames, kind, severity, seed=seed) for severity in order]
-        return name, kind, [resize(copy, spec.height, spec.width)[places] for copy in copies]
-    except MemoryError as err:
-        raise VideoError(path, "takes more memory than decode.memory_gb allows") from err
+
+    def made(frames: Frames) -> list[Frames]:
+        return [degrade(frames, kind, severity, seed=seed) for severity in order]
+
+    return name, kind, _read(path, specs, decoder, made)
 
 
-def _read(path: Path, spec: FrameSpec, decoder: str) -> tuple[Frames, npt.NDArray[np.int64]]:
+def _read(path: Path, specs: Sequence[FrameSpec], decoder: str, made: Callable[[Frames], list[Frames]]) -> list[Shown]:
+    """What a model with `specs` reads of each copy that is made of a clip's frames.
+
+    What a short clip shows twice is copied once, and so is what specs of one count of frames read.
+    """
     assert decoder in ("pyav", "decord")
+    found: dict[FrameSpec, list[Frames]] = {}
     try:
-        return distinct_frames(path, spec.count, max_side_px=MAX_SIDE_PX, decoder=decoder)  # type: ignore[arg-type]
+        for count in dict.fromkeys(spec.count for spec in specs):
+            frames, places = distinct_frames(path, count, max_side_px=MAX_SIDE_PX, decoder=decoder)  # type: ignore[arg-type]
+            copies = made(frames)
+            for spec in specs:
+                if spec.count == count:
+                    found[spec] = [resize(copy, spec.height, spec.width)[places] for copy in copies]
     except MemoryError as err:
         raise VideoError(path, "takes more memory than decode.memory_gb allows") from err
+    return list(zip(*(found[spec] for spec in specs), strict=True))

@@ -32,7 +32,7 @@ def register(
 
     settings = load_settings()
     name = model or settings.deploy
-    settings.model(name)
+    settings.check_built(name)
     done = registry.register(places.checkpoint_dir(name), places.report_dir(name), settings.registry, data=places.DATA)
     say(f"register: {done.uri}" + ("" if done.new else " (was registered before)"))
     if promote:

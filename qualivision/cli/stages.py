@@ -71,8 +71,26 @@ def train(
 
 
 @app.command()
-def evaluate(model: Model) -> None:
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name in `models` or `ensembles` of params.yaml.")],
+) -> None:
     """Judge the checkpoint on the test split: metrics with intervals, baselines, plots."""
     from qualivision.stages import evaluate as stage
 
     say(stage.run(model))
+
+
+@app.command()
+def member(model: Model) -> None:
+    """Make a trained model a member of the ensemble: its checkpoint, and what it says of val and test."""
+    from qualivision.stages import member as stage
+
+    say(stage.run(model))
+
+
+@app.command()
+def ensemble() -> None:
+    """Fit the members' weights on val, and write the ensemble's checkpoint."""
+    from qualivision.stages import ensemble as stage
+
+    say(stage.run())

@@ -32,7 +32,7 @@ from qualivision.evaluation.metrics import (
 from qualivision.labels import DIMENSIONS, MOS_COLUMNS, has_mos
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -42,7 +42,9 @@ _DECIMALS: Final = 4
 LEARNING_CURVE: Final = "learning_curve.png"
 FEW_PROMPTS: Final = 10
 """With fewer test prompts the table says to look at the intervals first."""
-_NO_VIDEO_METRICS: Final = ("SROCC", "PLCC", "VQualA")
+_BASELINE_METRICS: Final = ("SROCC", "PLCC", "VQualA")
+WITHOUT_PROMPT: Final = tuple(f"{dimension}_without_prompt" for dimension in DIMENSIONS)
+"""What the model says of a clip when it is not told the prompt, where that is known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,21 @@ class TrainSide:
     test_embeddings: NDArray[np.floating[Any]]
 
 
+@dataclass(frozen=True, eq=False)
+class MemberSide:
+    """A member of an ensemble, to be shown beside it.
+
+    Attributes:
+        name: which of our models it is.
+        weights: by dimension, its share in the ensemble's score.
+        predicted: (N, 5) MOS that it gives by itself, in the order of the predictions.
+    """
+
+    name: str
+    weights: Mapping[str, float]
+    predicted: NDArray[np.floating[Any]]
+
+
 def write_report(
     folder: Path,
     *,
@@ -73,6 +90,7 @@ def write_report(
     model: str,
     checkpoint: str,
     curve: dict[str, Any] | None = None,
+    members: Sequence[MemberSide] = (),
 ) -> dict[str, Any]:
     """Judge the predictions of a test split and write the report; each file appears whole or not at all.
 
@@ -89,17 +107,23 @@ def write_report(
         model: the name of the model, for the titles.
         checkpoint: the hash of what predicted (`checkpoint_id`), so that nobody takes the report for another's.
         curve: the learning curve (`curve.read_curve`), if training made one; else a picture of an older one is removed.
+        members: of an ensemble.
     Returns:
         What `metrics.json` holds, rounded to 4 decimals, None for what does not exist. Per dimension and
-        "mean" the five metrics; "intervals" with [low, high] for each; "no_video"; "ceiling" (see
+        "mean" the five metrics; "intervals" with [low, high] for each; "no_video"; "video_only" (None without the
+        columns `WITHOUT_PROMPT`); "levels" (MAE, and the spread of predictions and ratings); "ceiling" (see
         `noise_ceiling`; None without single ratings); "counts"; "unfamiliar", the share of clips unlike those
-        of training (None without distances); "learning_curve" where there is one.
+        of training (None without distances); "learning_curve" where there is one; of an ensemble "members",
+        each with its "weights" and its own "SROCC" by dimension and as mean.
     Raises:
         ValueError: no MOS (such a split can be scored but not evaluated), a missing column, values that
             are NaN, rows that do not fit together, fewer than 3 rows or 2 training prompts.
     """
     _check_predictions(predictions, train)
-    metrics = {**_rounded(_judge(predictions, train, ratings, resamples, seed, model)), "checkpoint": checkpoint}
+    judged = _judge(predictions, train, ratings, resamples, seed, model)
+    if members:
+        judged["members"] = _members(members, predictions)
+    metrics = {**_rounded(judged), "checkpoint": checkpoint}
     if curve is not None:
         metrics["learning_curve"] = curve
     # As float64, for float32 would print its rounding error.
@@ -131,16 +155,18 @@ def table(metrics: dict[str, Any]) -> str:
     lines = [
         f"{metrics['model']}: {counts['rows']} clips of {counts['prompts']} prompts",
         "",
-        f"{'':<12} {srocc_title:<23} {'PLCC':>6} {'KROCC':>6} {'RMSE':>6} {'VQualA':>7}"
-        f" {'no-video SROCC':>15} {'ceiling SROCC':>14}",
+        f"{'':<12} {srocc_title:<23} {'PLCC':>6} {'KROCC':>6} {'MAE':>6} {'VQualA':>7}   SROCC: {'no video':>8}"
+        f" {'no prompt':>9} {'ceiling':>8}",
     ]
+    blind = metrics["video_only"] or {key: {"SROCC": None} for key in (*DIMENSIONS, MEAN)}
     for name in (*DIMENSIONS, MEAN):
         found, interval = metrics[name], intervals[name]["SROCC"]
         srocc = shown(found["SROCC"]) + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
         lines.append(
             f"{name:<12} {srocc:<23} {shown(found['PLCC']):>6} {shown(found['KROCC']):>6}"
-            f" {shown(found['RMSE']):>6} {shown(found['VQualA']):>7}"
-            f" {shown(metrics['no_video'][name]['SROCC']):>15} {shown(ceiling_srocc(ceiling, name)):>14}"
+            f" {shown(metrics['levels'][name]['MAE']):>6} {shown(found['VQualA']):>7}"
+            f" {shown(metrics['no_video'][name]['SROCC']):>18} {shown(blind[name]['SROCC']):>9}"
+            f" {shown(ceiling_srocc(ceiling, name)):>8}"
         )
     return "\n".join([*lines, "", *_notes(metrics)])
 
@@ -180,7 +206,9 @@ def _judge(
             "left_out": bootstrap.left_out,
             **bootstrap.intervals,
         },
-        "no_video": _by_dimension(floor, rated, _NO_VIDEO_METRICS),
+        "no_video": _by_dimension(floor, rated, _BASELINE_METRICS),
+        "video_only": _video_only(predictions, rated),
+        "levels": _levels(predicted, rated),
         "ceiling": None if ratings is None else noise_ceiling(ratings),
         "unfamiliar": _unfamiliar(predictions),
         "counts": {
@@ -190,6 +218,24 @@ def _judge(
             "prompts_also_in_training": len(set(prompts) & set(train.train_prompts)),
             "resamples": bootstrap.resamples,
         },
+    }
+
+
+def _video_only(predictions: pd.DataFrame, rated: NDArray[np.float64]) -> dict[str, dict[str, float | None]] | None:
+    if not set(WITHOUT_PROMPT) <= set(predictions.columns):
+        return None
+    return _by_dimension(predictions[list(WITHOUT_PROMPT)].to_numpy(np.float64), rated, _BASELINE_METRICS)
+
+
+def _levels(predicted: NDArray[np.float64], rated: NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    """How far off predictions are, and how wide they and the ratings are spread (standard deviation); MOS units."""
+    columns = {
+        "MAE": np.abs(predicted - rated).mean(0),
+        "predicted_spread": predicted.std(0),
+        "rated_spread": rated.std(0),
+    }
+    return {name: {key: float(values[i]) for key, values in columns.items()} for i, name in enumerate(DIMENSIONS)} | {
+        MEAN: {key: float(values.mean()) for key, values in columns.items()}
     }
 
 
@@ -209,6 +255,16 @@ def _intervals(
     names = (*DIMENSIONS, MEAN)
     nothing: dict[str, tuple[float, float] | None] = dict.fromkeys(METRICS)
     return Bootstrap({name: dict(nothing) for name in names}, dict.fromkeys(names, 0), 0, 1, CONFIDENCE)
+
+
+def _members(members: Sequence[MemberSide], predictions: pd.DataFrame) -> dict[str, Any]:
+    rated = predictions[list(MOS_COLUMNS)].to_numpy(dtype=np.float64)
+    found = {}
+    for member in members:
+        figures = _by_dimension(np.asarray(member.predicted, np.float64), rated, ("SROCC",))
+        srocc = {name: figure["SROCC"] for name, figure in figures.items()}
+        found[member.name] = {"weights": dict(member.weights), "SROCC": srocc}
+    return found
 
 
 def _by_dimension(
@@ -243,8 +299,17 @@ def _notes(metrics: dict[str, Any]) -> list[str]:
     counts, left_out = metrics["counts"], metrics["intervals"]["left_out"][MEAN]
     one = "Interval: none, for from the clips of one prompt nothing can be said about others."
     several = f"Interval: bootstrap over prompts, {counts['resamples']} resamples."
+    members = [f"{name} {shown(of['SROCC'][MEAN])}" for name, of in metrics.get("members", {}).items()]
+    levels = metrics["levels"]
     notes = [
-        f"{one if counts['prompts'] < 2 else several} No-video: the prompt alone.",
+        *([f"Members by themselves, mean SROCC: {', '.join(members)}."] if members else []),
+        f"{one if counts['prompts'] < 2 else several} No video: the prompt alone. No prompt: the model, not told it.",
+        "Spread (standard deviation) of scores and ratings: "
+        + ", ".join(
+            f"{name} {levels[name]['predicted_spread']:.2f} and {levels[name]['rated_spread']:.2f}"
+            for name in DIMENSIONS
+        )
+        + ".",
         f"Ceiling: {ceiling_source(metrics['ceiling'])}.",
     ]
     if metrics.get("unfamiliar") is not None:  # reports of earlier versions have none

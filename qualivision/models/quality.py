@@ -44,7 +44,7 @@ READ_ASPECTS = tuple(place for place in range(len(ASPECTS)) if place != ALIGNMEN
 FOREST_ASPECTS = ([ASPECTS.index("Traditional"), ASPECTS.index("Aesthetic")], [ASPECTS.index("Temporal")])
 """What the forest on pictures and the one on what changes in time say something of."""
 DOUBTED = (1.1, 1.2)
-"""Distances, of a clip or a prompt, from which on the match is doubted, and not believed at all. Up to 1 is familiar."""
+"""Distances, of a clip or a prompt, from which on the match is doubted, and not believed at all; 1 is familiar."""
 BRIDGE_ALONE = 0.8
 """Logits of a deviation of the bridge for a clip so unlike the training clips that the match knows nothing of it."""
 

@@ -59,7 +59,7 @@ class Reference(BaseModel):
 
 
 class FrameSpecAnswer(BaseModel):
-    """What the model reads of a video: that many uniform frames, each resized to height x width."""
+    """What a model reads of a video: that many uniform frames, each resized to height x width."""
 
     count: int = Field(examples=[64])
     height: int = Field(examples=[160])
@@ -74,7 +74,7 @@ class ModelAnswer(BaseModel):
     follows: str | None = Field(
         description="the alias that decides; none when a model is pinned", examples=["models:/qualivision@champion"]
     )
-    frames: FrameSpecAnswer
+    frames: list[FrameSpecAnswer] = Field(description="what it reads of a video; an ensemble may read several sizes")
     dimensions: list[str] = Field(examples=[["Traditional", "Alignment", "Aesthetic", "Temporal", "Overall"]])
 
 

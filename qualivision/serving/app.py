@@ -179,9 +179,9 @@ class _Routes:
         scorer = self._engine.scorer
         return ModelAnswer(
             model=scorer.name,
-            kind=scorer.card.name,
+            kind=scorer.kind,
             follows=self._follows,
-            frames=FrameSpecAnswer(**scorer.spec.model_dump()),
+            frames=[FrameSpecAnswer(**spec.model_dump()) for spec in scorer.specs],
             dimensions=list(DIMENSIONS),
         )
 

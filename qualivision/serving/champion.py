@@ -50,9 +50,8 @@ def load(model: str | None) -> Scorer:
     from qualivision.scoring import Scorer
 
     scorer = Scorer(model)
-    spec = scorer.spec
-    frames = np.full((spec.count, spec.height, spec.width, 3), 128, np.uint8)
-    found = scorer.judge([("the first frames", "nothing but grey", frames)])[0]
+    grey = tuple(np.full((spec.count, spec.height, spec.width, 3), 128, np.uint8) for spec in scorer.specs)
+    found = scorer.judge([("the first frames", "nothing but grey", grey)])[0]
     if not all(np.isfinite(value) for value in found.values.values()):
         raise UnfitModelError(f"{scorer.name}: its scores are no numbers: {dict(found.values)}")
     return scorer

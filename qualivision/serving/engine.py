@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qualivision.scoring import Scorer, Scores
     from qualivision.serving.observing import Metrics
     from qualivision.settings import DecodeSettings, ServeSettings
-    from qualivision.video import Frames
+    from qualivision.video import Clip
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Engine:
             self._admitted += 1
             self._metrics.queue.set(self._admitted)
         try:
-            decoding = self._decoders.frames(path, clip.scorer.spec)
+            decoding = self._decoders.frames(path, clip.scorer.specs)
         except BaseException:
             self._leave(clip)
             if self._open:  # the workers can't be had any more; whoever looks at /ready shall start us anew
@@ -142,7 +142,7 @@ class Engine:
 
     def warm_up(self, clip: Path) -> None:
         """Start the workers and load what they need by a clip of ours, so that the first stranger need not wait."""
-        for decoding in [self._decoders.frames(clip, self._scorer.spec) for _ in range(self._workers)]:
+        for decoding in [self._decoders.frames(clip, self._scorer.specs) for _ in range(self._workers)]:
             decoding.result()
 
     def stop_admitting(self) -> None:
@@ -176,7 +176,7 @@ class Engine:
             self._last_left = now
             self._changed.notify_all()
 
-    def _decoded(self, clip: _Clip, decoding: Future[Frames]) -> None:
+    def _decoded(self, clip: _Clip, decoding: Future[Clip]) -> None:
         self._metrics.decode_seconds.observe(time.monotonic() - clip.admitted)
         err = decoding.exception()
         if isinstance(err, VideoError):

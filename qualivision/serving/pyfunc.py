@@ -81,7 +81,7 @@ class QualityScorer(PythonModel):
         if not isinstance(video, bytes):
             return VideoError(path, "is not the bytes of a file")
         path.write_bytes(video)
-        return self._decoders.frames(path, self._scorer.spec), str(prompt)
+        return self._decoders.frames(path, self._scorer.specs), str(prompt)
 
     def _judge(self, decoding: tuple[Future[Any], str] | QualiVisionError) -> dict[str, Any]:
         if isinstance(decoding, tuple):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qualivision.settings import ENSEMBLE
+
 DATA = Path("data")
 REPORTS = Path("reports")
 
@@ -31,6 +33,11 @@ def stems_dir(model: str) -> Path:
 def checkpoint_dir(model: str) -> Path:
     """The checkpoint of a model."""
     return Path("checkpoints") / model
+
+
+def member_dir(model: str) -> Path:
+    """A model as a member of the ensemble: a copy of its checkpoint, and what it says of val and test."""
+    return checkpoint_dir(ENSEMBLE) / "members" / model  # as `training.checkpoint` puts it, whose import takes seconds
 
 
 def report_dir(model: str) -> Path:

@@ -5,6 +5,11 @@
     model.json                 name, settings, architecture, name and hash of the published weights, how training went
     trainer/state.safetensors  what a resumed run needs (`loop.py` writes it); never served
 
+An ensemble is a checkpoint too:
+
+    members/NAME/              of each member a copy of its checkpoint
+    model.json                 "ensemble", the members' names and hashes, and the share of each in each dimension
+
 Every file is written under a temporary name and renamed.
 """
 
@@ -13,21 +18,29 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from qualivision.cache import file_hash, make_key, write_atomically
 from qualivision.errors import QualiVisionError
-from qualivision.settings import NETWORKS, FrameSpec, NetworkSettings, TextSettings
+from qualivision.labels import DIMENSIONS
+from qualivision.settings import ENSEMBLE, NETWORKS, FrameSpec, NetworkSettings, TextSettings
 from qualivision.training.sharding import part_like, whole
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
     from torch import Tensor, nn
 
     from qualivision.models.quality import QualityModel
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
+MEMBERS = "members"
 FROZEN = ".encoder.frozen."
+_SUMS_TO_1: Final = 1e-6
 
 
 class CheckpointError(QualiVisionError):
@@ -83,10 +96,10 @@ def save_checkpoint(folder: Path, card: ModelCard, tensors: dict[str, Tensor]) -
 
 
 def read_card(folder: Path) -> ModelCard:
-    """Read `model.json`. Raises CheckpointError when there is none or it is not ours."""
+    """Read the `model.json` of one model. Raises CheckpointError when there is none or it is not ours."""
     path = folder / CARD
+    values = _read_json(folder)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
         if (name := values["name"]) not in NETWORKS:
             raise CheckpointError(f"{folder}: is a {name!r} model; this version knows {', '.join(NETWORKS)}")
         return ModelCard(
@@ -98,10 +111,126 @@ def read_card(folder: Path) -> ModelCard:
                 "forests": [(int(trees), int(nodes)) for trees, nodes in values.get("forests", [])],
             }
         )
-    except FileNotFoundError as err:
-        raise CheckpointError(f"{folder}: is no checkpoint ({CARD} is missing); `dvc repro train` makes one") from err
     except (ValueError, TypeError, KeyError) as err:
         raise CheckpointError(f"{path}: can't be read: {err}") from err
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the models whose scores a checkpoint's scores are the weighted mean of."""
+
+    folder: Path
+    """its own checkpoint"""
+    card: ModelCard
+    weights: Mapping[str, float]
+    """its share in the score of each dimension; over the members these sum to 1"""
+
+    @property
+    def name(self) -> str:
+        """Which of our models it is."""
+        return self.card.name
+
+
+def members_of(folder: Path) -> tuple[Member, ...]:
+    """The models that a checkpoint is made of: itself alone, or the members of an ensemble, two or more.
+
+    Raises:
+        CheckpointError: not a checkpoint, an ensemble whose card says nothing sound, or a member that is missing or
+            another than the card was written for.
+    """
+    values = _read_json(folder)
+    if values.get("name") != ENSEMBLE:
+        return (Member(folder, read_card(folder), dict.fromkeys(DIMENSIONS, 1.0)),)
+    names = _member_names(folder, values)
+    try:
+        weights = [
+            {dimension: float(values["weights"][dimension][i]) for dimension in DIMENSIONS} for i in range(len(names))
+        ]
+    except (ValueError, TypeError, LookupError) as err:
+        raise CheckpointError(f"{folder / CARD}: can't be read: it has no weight for a member: {err!r}") from err
+    for dimension in DIMENSIONS:
+        shares = [shares[dimension] for shares in weights]
+        if not (min(shares) >= 0 and abs(sum(shares) - 1) <= _SUMS_TO_1):
+            raise CheckpointError(f"{folder / CARD}: {dimension}: {shares} are no weights: 0 or more, of sum 1")
+    cards = [read_card(folder / MEMBERS / name) for name in names]
+    for name, card in zip(names, cards, strict=True):
+        if card.name != name:
+            raise CheckpointError(
+                f"{folder / MEMBERS / name}: is a {card.name!r} model; `dvc repro ensemble` copies it"
+            )
+        # Members come from other machines too, by ways that know nothing of the card beside them.
+        if values.get("checkpoints", {}).get(name) != checkpoint_id(folder / MEMBERS / name):
+            raise CheckpointError(
+                f"{folder / MEMBERS / name}: is not what the ensemble's weights were fitted to; `dvc repro ensemble`"
+            )
+    return tuple(
+        Member(folder / MEMBERS / name, card, shares) for name, card, shares in zip(names, cards, weights, strict=True)
+    )
+
+
+def kind_of(members: Sequence[Member]) -> str:
+    """What a checkpoint of these members is called: the name of the one, or `ensemble`."""
+    return members[0].name if len(members) == 1 else ENSEMBLE
+
+
+def weights_of(members: Sequence[Member]) -> npt.NDArray[np.float64]:
+    """(M, 5): what share each member has in each dimension, in the order of `DIMENSIONS`."""
+    return np.array([[member.weights[dimension] for dimension in DIMENSIONS] for member in members], np.float64)
+
+
+def copy_member(folder: Path, checkpoint: Path) -> Path:
+    """Put a copy of a model's checkpoint among the members of an ensemble, which is none until it is saved again.
+
+    Returns:
+        Where it lies.
+    """
+    target = folder / MEMBERS / read_card(checkpoint).name
+    for card in (folder / CARD, target / CARD):
+        card.unlink(missing_ok=True)
+    for name in (WEIGHTS, CARD):
+        write_atomically(target / name, (checkpoint / name).read_bytes())
+    return target
+
+
+def save_ensemble(folder: Path, weights: Mapping[str, Mapping[str, float]]) -> None:
+    """Write the card of an ensemble: {member: {dimension: its share}}. CheckpointError when a member is not there."""
+    named = {name: checkpoint_id(folder / MEMBERS / name) for name in weights}
+    shares = {dimension: [of[dimension] for of in weights.values()] for dimension in DIMENSIONS}
+    values = {"name": ENSEMBLE, "members": list(weights), "checkpoints": named, "weights": shares}
+    write_atomically(folder / CARD, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def files_of(folder: Path) -> tuple[str, ...]:
+    """The files that a checkpoint consists of, relative to it. Raises CheckpointError when it is none."""
+    values = _read_json(folder)
+    own = [WEIGHTS] if values.get("name") != ENSEMBLE else []
+    names = _member_names(folder, values) if not own else []
+    return (*own, CARD, *(f"{MEMBERS}/{name}/{file}" for name in names for file in (WEIGHTS, CARD)))
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    """What the card of a checkpoint says, whatever it is."""
+    path = folder / CARD
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as err:
+        raise CheckpointError(f"{folder}: is no checkpoint ({CARD} is missing); `dvc repro train` makes one") from err
+    except (OSError, ValueError) as err:
+        raise CheckpointError(f"{path}: can't be read: {err}") from err
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: can't be read: it holds no object")
+    return values
+
+
+def _member_names(folder: Path, values: dict[str, Any]) -> list[str]:
+    names: list[str] = values.get("members", [])
+    # From a file of somebody's, and parts of paths: nothing but our models' names.
+    known = isinstance(names, list) and all(isinstance(name, str) and name in NETWORKS for name in names)
+    if not known or len(names) < 2 or len({*names}) < len(names):
+        raise CheckpointError(
+            f"{folder / CARD}: can't be read: its members are {names!r}, not two or more of {', '.join(NETWORKS)}"
+        )
+    return names
 
 
 def load_checkpoint(folder: Path, *, with_stem: bool) -> tuple[QualityModel, ModelCard]:
@@ -175,5 +304,8 @@ def load_trained(model: QualityModel, tensors: dict[str, Tensor], source: Path) 
 
 
 def checkpoint_id(folder: Path) -> str:
-    """What names a checkpoint everywhere else (MLflow runs, the registry): SHA-256 of its tensors and its card."""
-    return make_key(file_hash(folder / WEIGHTS), file_hash(folder / CARD))
+    """What names a checkpoint everywhere else (MLflow runs, the registry): SHA-256 of its tensors and its card(s).
+
+    Raises CheckpointError when it is none.
+    """
+    return make_key(*(file_hash(folder / name) for name in files_of(folder)))

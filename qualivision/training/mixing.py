@@ -50,9 +50,10 @@ def fit_weights(predicted: Values, rated: Values) -> npt.NDArray[np.float64]:
     return np.stack([_on_simplex(errors[:, :, dimension].T) for dimension in range(rated.shape[1])], axis=1)
 
 
-def mixed(predicted: Values, weights: Values) -> Values:
+def mixed(predicted: Values, weights: Values) -> npt.NDArray[np.float64]:
     """The weighted mean (N, K) of what M members say, (M, N, K), by weights (M, K) whose columns sum to 1."""
-    return (predicted * weights[:, None, :]).sum(0)
+    mean: npt.NDArray[np.float64] = (predicted * weights.astype(np.float64)[:, None, :]).sum(0)
+    return mean
 
 
 def _on_simplex(errors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from qualivision.training.checkpoint import CheckpointError, checkpoint_id, read_card, read_tensors
+from qualivision.training.checkpoint import CheckpointError, checkpoint_id, members_of, read_tensors
 from qualivision.training.sharding import part_like
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def read_start(start: str, model: str, settings: ModelSettings, *, target: Path)
     """Find and read the checkpoint that a training starts from.
 
     Args:
-        start: a checkpoint folder, or an MLflow model URI.
+        start: a checkpoint folder, or an MLflow model URI. Of an ensemble the member named `model` is read.
         model: the name of what is trained.
         settings: its settings.
         target: the folder that the training writes.
@@ -74,8 +74,10 @@ def read_start(start: str, model: str, settings: ModelSettings, *, target: Path)
         raise CheckpointError(
             f"{model}.train.start: {start} is what training replaces; copy that folder, and start from the copy"
         )
-    card = read_card(found.folder)
-    differs = [] if card.name == model else [f"model: {card.name}, wanted {model}"]
+    members = {member.name: member for member in members_of(found.folder)}
+    differs = [] if model in members else [f"model: {', '.join(members)}, wanted {model}"]
+    member = members.get(model, next(iter(members.values())))
+    card = member.card
     for section in SAME if not differs else ():
         theirs, ours = getattr(card, section).model_dump(), getattr(settings, section).model_dump()
         differs += [
@@ -90,7 +92,7 @@ def read_start(start: str, model: str, settings: ModelSettings, *, target: Path)
             f"{model}.train.start: {found.name} does not fit params.yaml: {'; '.join(differs)}; make them the same, or "
             "start from another checkpoint"
         )
-    return Start(found.name, checkpoint_id(found.folder), read_tensors(found.folder), card.forests)
+    return Start(found.name, checkpoint_id(member.folder), read_tensors(member.folder), card.forests)
 
 
 class Pull:
