@@ -33,12 +33,12 @@ def way(frames: int, start: tuple[float, float], end: tuple[float, float], *, st
     return torch.tensor(start) * (1 - share) + torch.tensor(end) * share
 
 
-def shown(places: torch.Tensor, colour: str = "red") -> torch.Tensor:
+def shown(places: torch.Tensor, colour: str = "red", *, drift: int = 1) -> torch.Tensor:
     """(3, T, SIDE, SIDE): a coloured, textured square on its way, over a soft grey texture that drifts."""
     ground, skin = blurred(texture(0), 2), 0.7 + 0.6 * blurred(texture(1), 1)[:SQUARE, :SQUARE]
     frames = []
     for number, (x, y) in enumerate(places.tolist()):
-        frame = ground.roll(number, 1).expand(3, -1, -1).clone()
+        frame = ground.roll(drift * number, 1).expand(3, -1, -1).clone()
         left, top = (round((value + 1) / 2 * SIDE - SQUARE / 2) for value in (x, y))
         frame[:, top : top + SQUARE, left : left + SQUARE] = torch.tensor(COLOURS[colour]).view(3, 1, 1) * skin
         frames.append(frame.clamp(0, 1))
@@ -65,11 +65,12 @@ def test_the_track_follows_what_moves_against_the_ground(start, end):
             assert torch.corrcoef(torch.stack((found[:, axis], places[:, axis])))[0, 1] > 0.98
 
 
-def test_a_subject_that_stops_for_a_moment_is_still_there():
-    places = way(60, (-0.7, 0.3), (0.7, 0.3), stop=4)
-    found = followed(shown(places))
+@pytest.mark.parametrize("drift", [0, 1])  # pixels a frame; where it is 0, nothing moves at all for a moment
+def test_a_subject_that_stops_for_a_moment_is_still_there(drift):
+    places = way(60, (0.1, 0.3), (0.7, 0.3), stop=4)
+    found = followed(shown(places, drift=drift))
     standing = slice(27, 33)
-    assert (found[standing, :2] - places[standing]).abs().max() < 0.35
+    assert (found[standing, :2] - places[standing]).abs().max() < 0.3
 
 
 def test_where_nothing_moves_it_looks_at_the_middle():
@@ -190,10 +191,11 @@ def test_the_stem_takes_any_number_of_frames_of_odd_sizes(count, height, width):
     assert all(value.isfinite().all() for value in found.values())
 
 
-def test_track_takes_maps_in_which_one_field_moves_alone():
-    moving = torch.full((4, FLOW_GRID, FLOW_GRID), 1e-6)
+@pytest.mark.parametrize("rest", [1e-6, 0.03])
+def test_what_hardly_moves_does_not_drag_the_track_to_the_middle(rest):
+    moving = torch.full((4, FLOW_GRID, FLOW_GRID), rest)
     moving[:, 6, 1] = 1.0
     found = track(moving)
     place = torch.linspace(-1, 1, FLOW_GRID)
     # The mean over 3 x 3 fields spreads it evenly around its place.
-    assert torch.allclose(found[:, :2], torch.stack((place[1], place[6])).expand(4, 2), atol=1e-3)
+    assert torch.allclose(found[:, :2], torch.stack((place[1], place[6])).expand(4, 2), atol=0.05)
