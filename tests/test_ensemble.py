@@ -92,7 +92,7 @@ def project(tmp_path_factory):
         params = yaml.safe_load((ROOT / "params.yaml").read_text())
         params |= {"models": list(NAMES), "ensembles": ["ensemble"], "deploy": "ensemble"}
         params["ensemble"]["members"] = list(NAMES)
-        params["evaluate"]["bootstrap_resamples"] = 100
+        params["evaluate"] |= {"bootstrap_resamples": 100, "behaviour_clips": 0}
         params["promote"] |= {"resamples": 100, "min_gain_over_no_video": -2.0, "margin": 1.0}
         params["registry"]["name"] = "together"
         params["lite"] |= {"frames": FRAMES.model_dump(), "network": network().model_dump()}
