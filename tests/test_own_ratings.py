@@ -461,7 +461,7 @@ def test_fifty_clips_pass_the_whole_line_and_what_is_small_is_said(line):
 def test_the_report_holds_the_curve_and_the_card_names_the_start(line):
     root, _, _ = line
     metrics = json.loads((root / "reports" / "lite" / "metrics.json").read_text())
-    assert [point["clips"] for point in metrics["learning_curve"]["points"]] == [0, 16, 32]
+    assert [point["clips"] for point in metrics["learning_curve"]["points"]] == [0, 17, 32]
     assert metrics["learning_curve"]["judged_on"] == "train, in 5 folds"
     card = read_card(root / "checkpoints" / "lite")
     assert card.training["start"]["id"] == checkpoint_id(root / "start")
