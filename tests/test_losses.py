@@ -10,6 +10,7 @@ from scipy.stats import pearsonr
 
 from qualivision.settings import LossSettings
 from qualivision.training.losses import (
+    CHOICE_SHARPNESS,
     FITTING,
     FITTING_WEIGHT,
     OTHER_PROMPT_MARGIN,
@@ -22,6 +23,7 @@ from qualivision.training.losses import (
     AdaptiveWeights,
     ShapeError,
     alignment_loss,
+    choice_loss,
     correlation_loss,
     ranking_loss,
     regression_loss,
@@ -142,7 +144,7 @@ def slow_alignment(p, mos, known, own):
     for i in range(len(p)):
         of_own = next(p[i][j] for j in range(len(p[i])) if own[i][j])
         for j in range(len(p[i])):
-            if own[i][j]:
+            if math.isnan(known[i][j]) and own[i][j]:
                 continue
             if math.isnan(known[i][j]):
                 losses.append(max(0.0, p[i][j] - of_own + OTHER_PROMPT_MARGIN * (mos[i] - 1)))
@@ -169,13 +171,51 @@ def test_alignment_loss_equals_its_slow_twin():
 
 def test_alignment_loss_draws_known_pairs_to_their_value():
     _, mos, _, own = alignment_batch()
-    known = torch.full(own.shape, 2.0)
-    predicted = torch.where(own, 5.0, 2.0)
-    assert alignment_loss(predicted, mos.float(), known, own) == 0.0
+    known = torch.where(own, 5.0, 2.0)
+    assert alignment_loss(known, mos.float(), known, own) == 0.0
+    predicted = torch.where(own, 4.0, 3.0).requires_grad_()
+    alignment_loss(predicted, mos.float(), known, own).backward()
+    assert (predicted.grad[~own] > 0).all() and (predicted.grad[own] < 0).all()
+
+
+def test_alignment_loss_leaves_the_own_prompt_to_the_other_terms_where_nothing_is_known_of_it():
+    _, mos, _, own = alignment_batch()
+    known = torch.where(own, torch.nan, 2.0)
     predicted = torch.where(own, 5.0, 3.0).requires_grad_()
     alignment_loss(predicted, mos.float(), known, own).backward()
-    assert (predicted.grad[~own] > 0).all()
-    assert (predicted.grad[own] == 0).all(), "what a clip has with its own prompt is the other terms' business"
+    assert (predicted.grad[~own] > 0).all() and (predicted.grad[own] == 0).all()
+
+
+def slow_choice(p, known):
+    losses = []
+    for clip, fits in zip(p, known, strict=True):
+        there = [j for j, value in enumerate(fits) if not math.isnan(value)]
+        if there:
+            odds = [(clip[j] - 1) / (5 - clip[j]) for j in there]
+            wanted = [math.exp(CHOICE_SHARPNESS * fits[j]) for j in there]
+            losses.append(-sum(w / sum(wanted) * math.log(o / sum(odds)) for w, o in zip(wanted, odds, strict=True)))
+    return sum(losses) / len(losses)
+
+
+def test_choice_loss_equals_its_slow_twin():
+    predicted, _, known, _ = alignment_batch()
+    known = known + torch.arange(known.shape[1])
+    known[2] = torch.nan  # of a clip nothing is known
+    wanted = slow_choice(predicted.tolist(), known.tolist())
+    assert choice_loss(predicted, known).item() == pytest.approx(wanted, abs=1e-6)
+
+
+def test_choice_loss_without_anything_known_is_zero_with_a_finite_gradient():
+    predicted = torch.full((2, 3), 2.0, requires_grad=True)
+    loss = choice_loss(predicted, torch.full((2, 3), torch.nan))
+    loss.backward()
+    assert loss == 0.0 and (predicted.grad == 0).all()
+
+
+def test_choice_loss_raises_the_prompt_that_fits_and_lowers_the_others():
+    predicted = torch.full((1, 3), 2.0, requires_grad=True)
+    choice_loss(predicted, torch.tensor([[1.0, 5.0, torch.nan]])).backward()
+    assert predicted.grad[0, 1] < 0 < predicted.grad[0, 0] and predicted.grad[0, 2] == 0
 
 
 def test_alignment_loss_wants_the_own_prompt_ahead_by_more_the_better_it_fits():

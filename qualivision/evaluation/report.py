@@ -300,16 +300,14 @@ def _notes(metrics: dict[str, Any]) -> list[str]:
     one = "Interval: none, for from the clips of one prompt nothing can be said about others."
     several = f"Interval: bootstrap over prompts, {counts['resamples']} resamples."
     members = [f"{name} {shown(of['SROCC'][MEAN])}" for name, of in metrics.get("members", {}).items()]
-    levels = metrics["levels"]
+    spread = {
+        kind: [shown(metrics["levels"][name][kind]) for name in DIMENSIONS]
+        for kind in ("predicted_spread", "rated_spread")
+    }
     notes = [
         *([f"Members by themselves, mean SROCC: {', '.join(members)}."] if members else []),
         f"{one if counts['prompts'] < 2 else several} No video: the prompt alone. No prompt: the model, not told it.",
-        "Spread (standard deviation) of scores and ratings: "
-        + ", ".join(
-            f"{name} {levels[name]['predicted_spread']:.2f} and {levels[name]['rated_spread']:.2f}"
-            for name in DIMENSIONS
-        )
-        + ".",
+        f"Spread of scores: {', '.join(spread['predicted_spread'])}; of ratings: {', '.join(spread['rated_spread'])}.",
         f"Ceiling: {ceiling_source(metrics['ceiling'])}.",
     ]
     if metrics.get("unfamiliar") is not None:  # reports of earlier versions have none

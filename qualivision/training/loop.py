@@ -28,6 +28,7 @@ from qualivision.training.checkpoint import CARD, load_trained, trained_tensors
 from qualivision.training.losses import (
     AdaptiveWeights,
     alignment_loss,
+    choice_loss,
     correlation_loss,
     ranking_loss,
     regression_loss,
@@ -136,13 +137,14 @@ class Objective(nn.Module):
 def _terms(every: Clips, earlier: list[Clips], seen: Seen, pairs: Tensor, batch: Batch) -> dict[str, Tensor]:
     """Each term of one judge, whose `every.predicted` is (N, 5)."""
     ranked = Clips(*(torch.cat(parts) for parts in zip(*earlier, every, strict=True)))
-    rated = batch.mos[:, DIMENSIONS.index("Alignment")]
+    rated, is_known = batch.mos[:, DIMENSIONS.index("Alignment")], batch.known.isfinite()
     terms = {
         "regression": regression_loss(every.predicted, every.mos),
         "ranking": ranking_loss(ranked.predicted, ranked.mos),
         "scale": scale_aware_loss(every.predicted, every.mos),
         "correlation": correlation_loss(ranked.predicted, ranked.mos),
-        "alignment": alignment_loss(pairs, rated, batch.known, batch.own) * _share(~batch.own),
+        "alignment": alignment_loss(pairs, rated, batch.known, batch.own) * _share(is_known | ~batch.own)
+        + choice_loss(pairs, batch.known) * _share(is_known.any(1)),
     }
     if seen.auxiliary:
         own = torch.stack([_of_all(seen.auxiliary[name]) for name in seen.auxiliary], 1).float()

@@ -25,6 +25,8 @@ RANK_MIN_GAP = 0.1
 SCALE_LOW, SCALE_HIGH, SCALE_WEIGHT = 2.5, 4.0, 1.5
 OTHER_PROMPT_MARGIN = 0.25
 FITTING, FITTING_WEIGHT = 3.0, 4.0
+CHOICE_SHARPNESS = 1.5
+"""A prompt that fits by a MOS more is wanted e^1.5 times as often."""
 
 
 class ShapeError(ValueError):
@@ -78,7 +80,7 @@ def correlation_loss(predicted: Tensor, target: Tensor) -> Tensor:
 def alignment_loss(predicted: Tensor, rated: Tensor, known: Tensor, own: Tensor) -> Tensor:
     """Every clip of a batch against every prompt of it.
 
-    Where it is known how well a clip fits another prompt, the prediction is drawn to that, by the squared error; four
+    Where it is known how well a clip fits a prompt, the prediction is drawn to that, by the squared error; four
     times as much if that is above 3, for few prompts of others fit. Where it is not known, a clip must fit its own
     prompt better than the other, by a margin that grows with how well it was rated to fit its own.
 
@@ -104,6 +106,30 @@ def alignment_loss(predicted: Tensor, rated: Tensor, known: Tensor, own: Tensor)
     contrast = functional.relu(predicted - fits_own + margin)
     loss = torch.where(is_known, graded, contrast) * counts
     return loss.sum() / counts.sum().clamp(min=1)
+
+
+def choice_loss(predicted: Tensor, known: Tensor) -> Tensor:
+    """Which prompts each clip fits best: cross-entropy of its choice among all whose fit is known.
+
+    That a clip shows a cat says that it shows no horse. The squared error of single pairs hardly tells that, for nearly
+    all of them fit badly.
+
+    Args:
+        predicted: (B, P) Alignment of every clip with every prompt, MOS units, between 1 and 5.
+        known: (B, P) Alignment with every prompt where known, else NaN.
+    Returns:
+        Mean over the clips of which anything is known, nats; 0 without any.
+    Raises:
+        ShapeError: shapes other than these.
+    """
+    _check_shapes(predicted, known)
+    is_known = ~known.isnan()
+    rows = is_known.any(1)
+    if not rows.any():
+        return predicted.sum() * 0.0
+    logits = torch.logit((predicted[rows] - 1) / 4, eps=1e-6).masked_fill(~is_known[rows], -1e4)
+    wanted = (CHOICE_SHARPNESS * known[rows]).masked_fill(~is_known[rows], -1e4).softmax(1)
+    return -(wanted * logits.log_softmax(1)).sum(1).mean()
 
 
 def _check_shapes(predicted: Tensor, target: Tensor) -> None:
