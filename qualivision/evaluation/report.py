@@ -306,7 +306,7 @@ def _notes(metrics: dict[str, Any]) -> list[str]:
     }
     notes = [
         *([f"Members by themselves, mean SROCC: {', '.join(members)}."] if members else []),
-        f"{one if counts['prompts'] < 2 else several} No video: the prompt alone. No prompt: the model, not told it.",
+        f"{one if counts['prompts'] < 2 else several} No video: the prompt alone. No prompt: the model without it.",
         f"Spread of scores: {', '.join(spread['predicted_spread'])}; of ratings: {', '.join(spread['rated_spread'])}.",
         f"Ceiling: {ceiling_source(metrics['ceiling'])}.",
     ]
