@@ -35,7 +35,7 @@ from qualivision.model_card import as_markdown
 from qualivision.models.factory import base_hash, build_model
 from qualivision.settings import DecodeSettings, FrameSpec, ModelSettings, TextSettings, TrainSettings
 from qualivision.stages import encode, evaluate, frames, places, prompts, train, validate
-from qualivision.training.checkpoint import CheckpointError, checkpoint_id, read_card
+from qualivision.training.checkpoint import CheckpointError, checkpoint_id, members_of, read_card
 from qualivision.training.curve import CURVE, folds_of, make_curve, share_of
 from qualivision.training.data import ClipSet
 from qualivision.training.loop import STATE, Trained, Trainer, predict
@@ -110,6 +110,7 @@ def scored(trainer: Trainer, tensors: dict[str, torch.Tensor], clips: ClipSet) -
 def agreement_and_error(predicted: np.ndarray, clips: ClipSet) -> tuple[float, float]:
     rated = clips.mos.numpy()
     order = [spearmanr(p, r).statistic for p, r in zip(predicted.T, rated.T, strict=True)]
+    order = np.nan_to_num(order)  # a column that is the same for all clips ranks nothing
     return float(np.mean(order)), float(np.abs(predicted - rated).mean())
 
 
@@ -177,7 +178,8 @@ def test_with_val_clips_enough_the_start_itself_may_be_the_best(data, start, mon
     trained = run(going)
     assert len(clips[1]) >= CHOOSING_CLIPS
     assert (trained.epoch, trained.score, trained.start_score) == (0, 0.9, 0.9)
-    assert all(torch.equal(trained.tensors[name], value) for name, value in start.tensors.items())
+    learned = {name: value for name, value in start.tensors.items() if name.startswith("judges.")}
+    assert all(torch.equal(trained.tensors[name], value) for name, value in learned.items())
 
 
 def test_with_few_val_clips_no_epoch_is_chosen_by_them(start, few, monkeypatch):
@@ -469,7 +471,7 @@ def test_the_report_holds_the_curve_and_the_card_names_the_start(line):
     assert card.training["start"]["id"] == checkpoint_id(root / "start")
     assert card.training["best_epoch"] == 2
     assert f"- Trained from: {root / 'start'} ({checkpoint_id(root / 'start')[:12]})" in as_markdown(
-        card, metrics, [], {}
+        members_of(root / "checkpoints" / "lite"), metrics, [], {}
     )
 
 
