@@ -237,7 +237,7 @@ def test_a_start_brings_its_name_its_id_and_its_tensors(tmp_path):
     folder = write_checkpoint(tmp_path / "start", seed=3)
     found = read_start(str(folder), "lite", settings_of(), target=tmp_path / "made")
     assert (found.name, found.id) == (str(folder), checkpoint_id(folder))
-    assert "head.own_scale" in found.tensors
+    assert "judges.0.head.own_scale" in found.tensors
 
 
 def test_dropout_may_differ_from_the_starts(tmp_path):
