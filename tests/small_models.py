@@ -24,7 +24,15 @@ from qualivision.models.bridge import CLASSES, class_phrases
 from qualivision.models.dover import ConvNeXt3D, VideoHead
 from qualivision.models.factory import base_hash, build_model
 from qualivision.models.fovea import SUBJECT_CHANNELS
-from qualivision.models.lite_stem import EVERY, IMAGE_CHANNELS, TOP_CHANNELS, LiteStem
+from qualivision.models.lite_stem import (
+    EVERY,
+    FOVEA_CHANNELS,
+    IMAGE_CHANNELS,
+    LAYOUT_CHANNELS,
+    LAYOUT_GRID,
+    LAYOUT_TIMES,
+    LiteStem,
+)
 from qualivision.models.statistics import STATISTICS
 from qualivision.prompts import MINILM
 from qualivision.settings import FrameSpec, LossSettings, NetworkSettings, TextSettings, TrainSettings
@@ -54,6 +62,10 @@ def network(fusion: str = "quality-aware", *, dropout: float = 0.0) -> NetworkSe
     return NetworkSettings.model_validate({"width": 16, "fusion": fusion, "dropout": dropout})
 
 
+FIELDS = LAYOUT_TIMES * LAYOUT_GRID**2
+"""Fields of a clip's layout."""
+
+
 def small_model(fusion: str = "quality-aware", *, dropout: float = 0.0, stem: LiteStem | None = None) -> QualityModel:
     torch.manual_seed(0)
     return build_model("lite", network(fusion, dropout=dropout), TEXT_WIDTH, stem=stem)
@@ -63,7 +75,8 @@ def made_up_activations(clips: int, *, frames: int = 4, seed: int = 0) -> Activa
     random = torch.Generator().manual_seed(seed)
     return {
         "image": torch.randn(clips, -(-frames // EVERY), IMAGE_CHANNELS, generator=random).half(),
-        "fovea": torch.randn(clips, TOP_CHANNELS, generator=random).half(),
+        "layout": torch.randn(clips, FIELDS, LAYOUT_CHANNELS, generator=random).half(),
+        "fovea": torch.randn(clips, FOVEA_CHANNELS, generator=random).half(),
         "subject": torch.randn(clips, SUBJECT_CHANNELS, generator=random),
         "classes": torch.randn(clips, CLASSES, generator=random).softmax(-1),
         "statistics": torch.randn(clips, frames, STATISTICS, generator=random),
@@ -133,7 +146,8 @@ def write_data_set(root: Path, *, train: int = 40, val: int = 12, spoil: str | N
             wanted[clip_name(split, name)] = key = f"{split}-{name}"
             arrays = {
                 "image": image.astype(np.float16),
-                "fovea": random.normal(0, 1, TOP_CHANNELS).astype(np.float16),
+                "layout": random.normal(0, 1, (FIELDS, LAYOUT_CHANNELS)).astype(np.float16),
+                "fovea": random.normal(0, 1, FOVEA_CHANNELS).astype(np.float16),
                 "subject": random.normal(0, 1, SUBJECT_CHANNELS).astype(np.float32),
                 "classes": random.dirichlet(np.full(CLASSES, 0.1)).astype(np.float32),
                 "statistics": statistics.astype(np.float32),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from qualivision.models.bridge import CLASSES, Bridge, class_phrases
@@ -68,6 +69,15 @@ def test_clips_that_all_fit_alike_give_finite_values():
     bridge = Bridge(WIDTH)
     bridge.fit(embeddings(), torch.full((4, CLASSES), 1 / CLASSES), embeddings()[:4])
     assert bridge(showing(torch.tensor([3])), embeddings()[:2]).isfinite().all()
+
+
+def test_it_is_fitted_on_a_gpu_from_what_lies_in_main_memory():
+    with FakeTensorMode():  # no values, but devices as if there were a GPU
+        with torch.device("cuda"):
+            bridge = Bridge(WIDTH)
+        bridge.fit(torch.zeros(CLASSES, WIDTH), torch.zeros(4, CLASSES), torch.zeros(4, WIDTH))
+        found = bridge(torch.zeros(2, CLASSES, device="cuda"), torch.zeros(3, WIDTH, device="cuda"))
+    assert (found.shape, found.device.type) == ((2, 3), "cuda")
 
 
 def test_it_learns_nothing_by_gradients(fitted):

@@ -11,7 +11,7 @@ from test_statistics import blurred, texture
 
 from qualivision.models import fovea
 from qualivision.models.fovea import CROP_SIDE, CROPS, SUBJECT_CHANNELS, TRACK, crops, describe, track
-from qualivision.models.lite_stem import IMAGE_CHANNELS, TOP_CHANNELS
+from qualivision.models.lite_stem import FOVEA_CHANNELS, IMAGE_CHANNELS, LAYOUT_CHANNELS
 from qualivision.models.statistics import FLOW_GRID, STATISTICS, frame_statistics
 
 SIDE, SQUARE = 128, 32
@@ -33,12 +33,12 @@ def way(frames: int, start: tuple[float, float], end: tuple[float, float], *, st
     return torch.tensor(start) * (1 - share) + torch.tensor(end) * share
 
 
-def shown(places: torch.Tensor, colour: str = "red") -> torch.Tensor:
+def shown(places: torch.Tensor, colour: str = "red", *, drift: int = 1) -> torch.Tensor:
     """(3, T, SIDE, SIDE): a coloured, textured square on its way, over a soft grey texture that drifts."""
     ground, skin = blurred(texture(0), 2), 0.7 + 0.6 * blurred(texture(1), 1)[:SQUARE, :SQUARE]
     frames = []
     for number, (x, y) in enumerate(places.tolist()):
-        frame = ground.roll(number, 1).expand(3, -1, -1).clone()
+        frame = ground.roll(drift * number, 1).expand(3, -1, -1).clone()
         left, top = (round((value + 1) / 2 * SIDE - SQUARE / 2) for value in (x, y))
         frame[:, top : top + SQUARE, left : left + SQUARE] = torch.tensor(COLOURS[colour]).view(3, 1, 1) * skin
         frames.append(frame.clamp(0, 1))
@@ -57,7 +57,7 @@ def followed(frames: torch.Tensor) -> torch.Tensor:
 def test_the_track_follows_what_moves_against_the_ground(start, end):
     places = way(32, start, end)
     found = followed(shown(places))
-    assert found.shape == (32, 3)
+    assert found.shape == (32, 4)
     inner = slice(3, -3)  # at the ends the mean over time looks one way only
     assert (found[inner, :2] - places[inner]).abs().max() < 0.3
     for axis in range(2):
@@ -65,11 +65,12 @@ def test_the_track_follows_what_moves_against_the_ground(start, end):
             assert torch.corrcoef(torch.stack((found[:, axis], places[:, axis])))[0, 1] > 0.98
 
 
-def test_a_subject_that_stops_for_a_moment_is_still_there():
-    places = way(60, (-0.7, 0.3), (0.7, 0.3), stop=4)
-    found = followed(shown(places))
+@pytest.mark.parametrize("drift", [0, 1])  # pixels a frame; where it is 0, nothing moves at all for a moment
+def test_a_subject_that_stops_for_a_moment_is_still_there(drift):
+    places = way(60, (0.1, 0.3), (0.7, 0.3), stop=4)
+    found = followed(shown(places, drift=drift))
     standing = slice(27, 33)
-    assert (found[standing, :2] - places[standing]).abs().max() < 0.35
+    assert (found[standing, :2] - places[standing]).abs().max() < 0.3
 
 
 def test_where_nothing_moves_it_looks_at_the_middle():
@@ -89,7 +90,7 @@ def test_what_is_all_over_the_picture_is_spread_further_than_a_subject():
 @pytest.mark.parametrize("count", [2, 3, 5, 16])
 def test_crops_show_half_the_frame_around_the_subject(height, width, count):
     frames = torch.zeros(3, count, height, width)
-    places = torch.tensor([[0.2, -0.3, 0.0]]).expand(count, 3)
+    places = torch.tensor([[0.2, -0.3, 0.0, 0.0]]).expand(count, 4)
     y, x = round((1 - 0.3) / 2 * height), round((1 + 0.2) / 2 * width)
     frames[0, :, y - 3 : y + 3, x - 3 : x + 3] = 1.0
     seen = crops(frames, places)
@@ -103,14 +104,14 @@ def test_crops_show_half_the_frame_around_the_subject(height, width, count):
 def test_crops_stay_within_the_frame(corner):
     frames = torch.zeros(3, 4, 64, 80)
     frames[0, :, :32, :40], frames[1, :, 32:, 40:], frames[2, :, :32, 40:] = 1.0, 1.0, 1.0
-    seen = crops(frames, torch.tensor([[*corner, 0.0]]).expand(4, 3)).mean((0, 2, 3)).tolist()
+    seen = crops(frames, torch.tensor([[*corner, 0.0, 0.0]]).expand(4, 4)).mean((0, 2, 3)).tolist()
     quarter = {(-1.0, -1.0): [1, 0, 0], (1.0, 1.0): [0, 1, 0], (1.0, -1.0): [0, 0, 1], (-3.0, 9.0): [0, 0, 0]}
     assert seen == pytest.approx(quarter[corner])
 
 
 def test_crops_are_of_times_evenly_over_the_clip():
     frames = (torch.arange(16.0).view(1, 16, 1, 1) / 16).expand(3, 16, 64, 64)
-    assert (16 * crops(frames, torch.zeros(16, 3)).mean((1, 2, 3))).tolist() == pytest.approx([2, 6, 10, 14])
+    assert (16 * crops(frames, torch.zeros(16, 4)).mean((1, 2, 3))).tolist() == pytest.approx(range(1, 16, 2))
 
 
 def test_crops_show_the_subject_that_was_followed():
@@ -151,7 +152,7 @@ def test_hues_do_not_depend_on_the_light():
 
 def test_hues_of_grey_are_finite_and_nearly_nothing():
     grey = torch.full((CROPS, 3, CROP_SIDE, CROP_SIDE), 0.5)
-    found = describe(grey, torch.zeros(8, 3))
+    found = describe(grey, torch.zeros(8, 4))
     assert found.isfinite().all()
     assert found[fovea._HUES].item() == pytest.approx(1e-4, abs=1e-5), "all chroma"
     assert found[fovea._HUES + 1].item() == pytest.approx(0.5, abs=1e-4), "light"
@@ -162,19 +163,26 @@ def test_what_is_around_the_subject_is_told_apart_from_it():
     seen[:, 2] = 1.0
     seen[:, :, 40:88, 40:88] = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
     count = fovea._HUES + 2
-    found = describe(seen, torch.zeros(8, 3))
-    centre, around = found[: fovea._HUES], found[2 * count : 2 * count + fovea._HUES]
+    found = describe(seen, torch.zeros(8, 4))
+    centre, around = found[: fovea._HUES], found[3 * count : 3 * count + fovea._HUES]
     assert centre.argmax() != around.argmax()
-    middle = found[3 * count : 3 * count + 3]
+    middle = found[4 * count : 4 * count + 3]
+    assert (found[2 * count : 3 * count] == 0).all(), "nothing changes"
     assert middle.tolist() == pytest.approx([1.0, 0.0, 0.0], abs=1e-5)
 
 
 @pytest.mark.parametrize("count", [2, 5, 16, 40])
 def test_the_way_is_told_at_as_many_times_whatever_the_frames(count):
-    places = torch.stack((torch.linspace(-0.5, 0.5, count), torch.full((count,), 0.25), torch.full((count,), 0.1)), 1)
-    found = describe(torch.rand(CROPS, 3, CROP_SIDE, CROP_SIDE), places)[-3 * TRACK :].view(3, TRACK)
+    still = [torch.full((count,), value) for value in (0.25, 0.1, 0.4)]
+    places = torch.stack((torch.linspace(-0.5, 0.5, count), *still), 1)
+    described = describe(torch.rand(CROPS, 3, CROP_SIDE, CROP_SIDE), places)
+    found = described[-4 * TRACK - 4 : -4].view(4, TRACK)
     assert (found[0, 1:] >= found[0, :-1]).all() and found[0, -1] > found[0, 0] + 0.2
     assert torch.allclose(found[1], torch.tensor(0.25)) and torch.allclose(found[2], torch.tensor(0.1))
+    assert torch.allclose(found[3], torch.tensor(0.4))
+    farthest, mean_x = described[-3], described[-2]
+    assert farthest == 0.5 and described[-1] == 0.25, "towards an edge"
+    assert mean_x == pytest.approx(places[:, 0].abs().mean())
 
 
 # In the stem
@@ -185,15 +193,17 @@ def test_the_stem_takes_any_number_of_frames_of_odd_sizes(count, height, width):
     frames = torch.rand(1, 3, count, height, width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = real_stem()(frames)
-    assert found["image"].shape == (1, -(-count // 4), IMAGE_CHANNELS) and found["fovea"].shape == (1, TOP_CHANNELS)
+    assert found["image"].shape == (1, -(-count // 4), IMAGE_CHANNELS) and found["fovea"].shape == (1, FOVEA_CHANNELS)
+    assert found["layout"].shape == (1, 36, LAYOUT_CHANNELS)
     assert found["subject"].shape == (1, SUBJECT_CHANNELS) and found["statistics"].shape == (1, count, STATISTICS)
     assert all(value.isfinite().all() for value in found.values())
 
 
-def test_track_takes_maps_in_which_one_field_moves_alone():
-    moving = torch.full((4, FLOW_GRID, FLOW_GRID), 1e-6)
+@pytest.mark.parametrize("rest", [1e-6, 0.03])
+def test_what_hardly_moves_does_not_drag_the_track_to_the_middle(rest):
+    moving = torch.full((4, FLOW_GRID, FLOW_GRID), rest)
     moving[:, 6, 1] = 1.0
     found = track(moving)
     place = torch.linspace(-1, 1, FLOW_GRID)
     # The mean over 3 x 3 fields spreads it evenly around its place.
-    assert torch.allclose(found[:, :2], torch.stack((place[1], place[6])).expand(4, 2), atol=1e-3)
+    assert torch.allclose(found[:, :2], torch.stack((place[1], place[6])).expand(4, 2), atol=0.05)

@@ -243,6 +243,14 @@ def test_measuring_takes_as_many_clips_at_once_as_training(data, monkeypatch):
     assert max(sizes) == 7
 
 
+def test_forests_are_put_where_the_model_is(data, monkeypatch):
+    model = judged_model(1)
+    monkeypatch.setattr(model.encoder, "measured", lambda activations: (torch.rand(8, 3), torch.rand(8, 2)))
+    model.mixture = model.mixture.to("meta")  # the one device beside the CPU that there always is
+    forests = measuring.fit_forests(model, data.clips("train"), 0, 8)
+    assert [value.device.type for forest in forests for value in forest.buffers()] == ["meta"] * 8
+
+
 def test_an_encoder_with_nothing_for_a_forest_has_none_and_is_not_asked_twice(data, monkeypatch):
     model, asked = judged_model(1), []
     monkeypatch.setattr(type(model.encoder), "measured", lambda self, activations: asked.append(1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from small_models import (
+    FIELDS,
     FUSIONS,
     LOSS,
     TEXT_WIDTH,
@@ -21,7 +22,7 @@ from qualivision.models.factory import base_hash, build_model, build_stem, stem_
 from qualivision.models.fovea import SUBJECT_CHANNELS
 from qualivision.models.fusion import QualityAwareFusion
 from qualivision.models.lite import Piecewise, Standardise, moments
-from qualivision.models.lite_stem import EVERY, IMAGE_CHANNELS, TOP_CHANNELS, weights_file
+from qualivision.models.lite_stem import EVERY, FOVEA_CHANNELS, IMAGE_CHANNELS, LAYOUT_CHANNELS, weights_file
 from qualivision.models.quality import ALIGNMENT, ASPECTS, Fused, MosHead, bounded, frames_to_input
 from qualivision.models.statistics import STATISTICS
 from qualivision.models.weights import WeightsError, load_in_order
@@ -194,12 +195,15 @@ def test_frames_become_a_batch_of_one_with_channels_first_and_values_up_to_one()
 
 def test_stem_gives_what_the_encoder_and_the_cache_expect(activations):
     assert activations["image"].shape == (2, 2, IMAGE_CHANNELS), "frames 0 and 4"
-    assert activations["fovea"].shape == (2, TOP_CHANNELS)
+    assert activations["fovea"].shape == (2, FOVEA_CHANNELS)
+    assert activations["layout"].shape == (2, FIELDS, LAYOUT_CHANNELS)
     assert activations["subject"].shape == (2, SUBJECT_CHANNELS)
     assert activations["classes"].shape == (2, CLASSES)
     assert activations["statistics"].shape == (2, 5, STATISTICS)
     half = {name for name, value in activations.items() if value.dtype == torch.float16}
-    assert half == {"image", "fovea"} and all(v.dtype == torch.float32 for n, v in activations.items() if n not in half)
+    assert half == {"image", "layout", "fovea"} and all(
+        v.dtype == torch.float32 for n, v in activations.items() if n not in half
+    )
     assert torch.allclose(activations["classes"].sum(1), torch.ones(2), atol=1e-5)
     assert all(value.isfinite().all() for value in activations.values())
 
@@ -280,7 +284,13 @@ def test_encoder_fit_measures_every_kind_of_activations():
     clips = [{name: 3 * value[clip] + 2 for name, value in activations.items()} for clip in range(30)]
     model.encoder.fit(iter(clips))  # read once
     encoder = model.encoder
-    for norm in (encoder.image_norm, encoder.fovea_norm, encoder.subject_norm, encoder.statistics_norm):
+    for norm in (
+        encoder.image_norm,
+        encoder.layout_norm,
+        encoder.fovea_norm,
+        encoder.subject_norm,
+        encoder.statistics_norm,
+    ):
         assert norm.mean.mean().item() == pytest.approx(2.0, abs=0.2)
         assert norm.scale.mean().item() == pytest.approx(1 / 3, abs=0.1)
     edges = encoder.summary.edges
