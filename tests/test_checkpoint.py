@@ -62,7 +62,7 @@ def test_checkpoint_holds_no_tensor_of_the_frozen_stem(folder):
     trained = {name for name, value in model.state_dict(keep_vars=True).items() if id(value) not in stem}
     assert not [name for name in stored if "frozen" in name]
     assert stored.keys() == {name for name in trained if checkpoint.FROZEN not in name}
-    assert (folder / WEIGHTS).stat().st_size < 5e6, "the stem alone has 18 MB"
+    assert (folder / WEIGHTS).stat().st_size < 9e6, "the stem alone has 18 MB"
 
 
 def test_checkpoint_of_a_model_with_stem_loads_with_and_without_it(folder):

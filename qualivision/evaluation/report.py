@@ -303,11 +303,10 @@ def _notes(metrics: dict[str, Any]) -> list[str]:
     levels = metrics["levels"]
     notes = [
         *([f"Members by themselves, mean SROCC: {', '.join(members)}."] if members else []),
-        f"{one if counts['prompts'] < 2 else several} No video: the prompt alone. No prompt: the model, not told it.",
-        "Spread (standard deviation) of scores and ratings: "
-        + ", ".join(
-            f"{name} {levels[name]['predicted_spread']:.2f} and {levels[name]['rated_spread']:.2f}"
-            for name in DIMENSIONS
+        f"{one if counts['prompts'] < 2 else several} No video: the prompt alone. No prompt: the clip alone.",
+        "Spread (standard deviation) of scores / of ratings:",
+        ", ".join(
+            f"{name} {levels[name]['predicted_spread']:.2f}/{levels[name]['rated_spread']:.2f}" for name in DIMENSIONS
         )
         + ".",
         f"Ceiling: {ceiling_source(metrics['ceiling'])}.",
