@@ -242,7 +242,7 @@ class StandIn:
         edges = float(np.abs(np.diff(frames.astype(float), axis=2)).mean()) / 20
         moving = float((np.abs(np.diff(frames.astype(int), axis=0)).mean((1, 2, 3)) > 0).mean())
         values = (edges, 4.0 if self.true.get(name) == prompt else 2.0, 3.0, moving, 3.0)
-        return Scores(name, prompt, dict(zip(DIMENSIONS, values, strict=True)), {}, self.name)
+        return Scores(name, prompt, dict(zip(DIMENSIONS, values, strict=True)), {}, self.name, 0.5)
 
 
 def test_clips_are_degraded_and_held_against_other_prompts_and_a_broken_one_is_skipped(folder):
