@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_models import made_up_activations, made_up_text, small_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 
 from qualivision.models.bridge import CLASSES, Bridge, class_phrases
+from qualivision.models.quality import BRIDGE_ALONE
 
 WIDTH = 48
 
@@ -96,3 +98,20 @@ def test_phrases_name_the_classes_in_the_order_of_the_networks_outputs():
     with torch.no_grad():
         classes = real_stem()(cat.unsqueeze(1).expand(1, 3, 2, 160, 160))["classes"][0]
     assert " cat" in phrases[int(classes.argmax())]
+
+
+def test_the_match_counts_where_clip_and_prompt_are_familiar_and_the_bridge_elsewhere():
+    model, activations, text = small_model().eval(), made_up_activations(4), made_up_text(4)
+    near, far = torch.full((4,), 0.9), torch.full((4,), 1.5)
+    model.bridge_gain.fill_(0.25)
+    model.prompts.forward = lambda prompts: torch.full((len(prompts),), 0.5)
+    known = model.bridge(activations["classes"], text).diagonal()
+    assert model.joined(activations, text, far).trust.tolist() == [1.0] * 4, "before anything is measured"
+    model.doubt.fill_(1.0)
+    familiar, strange = (model.joined(activations, text, distance) for distance in (near, far))
+    assert familiar.trust.tolist() == [1.0] * 4 and torch.allclose(familiar.known, 0.25 * known)
+    assert strange.trust.tolist() == [0.0] * 4 and torch.allclose(strange.known, BRIDGE_ALONE * known)
+    unknown = model.joined(activations, text, torch.full((4,), torch.nan))
+    assert unknown.trust.tolist() == [0.0] * 4, "no number is no reason to trust"
+    model.prompts.forward = lambda prompts: torch.full((len(prompts),), 1.5)
+    assert model.joined(activations, text, near).trust.tolist() == [0.0] * 4, "a strange prompt"

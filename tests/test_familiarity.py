@@ -192,7 +192,7 @@ def test_a_model_says_the_distance_of_what_it_sees_and_its_scores_do_not_change(
     model, new = small_model().eval(), made_up_activations(6, seed=3)
     text = torch.randn(6, TEXT_WIDTH, generator=torch.Generator().manual_seed(0))
     before = model.from_stem(new, text)
-    seen = [model.see(made_up_activations(30, seed=seed)).content for seed in (1, 2)]
+    seen = [model.judges[0].see(made_up_activations(30, seed=seed)).content for seed in (1, 2)]
     model.familiarity.fit(*seen)
     after = model.from_stem(new, text)
     assert torch.equal(before.mos, after.mos) and after.distance.shape == (6,)
@@ -209,11 +209,11 @@ def data(tmp_path_factory):
 def test_training_measures_the_clips_it_learned_from_with_the_weights_that_are_kept(data, tmp_path):
     going = trainer(data, tmp_path, train_settings(epochs=2, average=0.9))
     trained = run(going)
-    model = build_model("lite", network(), going.train_set.text.shape[1])
+    model = build_model("lite", network(), going.train_set.text.shape[1], forests=trained.forests)
     load_trained(model, trained.tensors, tmp_path)
     val, distance = going.val_set, predict_with_distance(model, going.val_set)[1]
     assert (distance <= 1).mean() >= 0.9 and distance.shape == (len(val),)
-    again = build_model("lite", network(), val.text.shape[1])
+    again = build_model("lite", network(), val.text.shape[1], forests=trained.forests)
     load_trained(again, trained.tensors, tmp_path)
     fit_familiarity(again, going.train_set, val, batch_size=7)
     np.testing.assert_allclose(predict_with_distance(again, val, batch_size=5)[1], distance, rtol=1e-3)

@@ -133,8 +133,7 @@ def test_several_judges_count_as_their_mean_before_anything_is_measured():
     model, activations, text = judged_model(3).eval(), made_up_activations(4), made_up_text(4)
     with torch.no_grad():
         found = model.from_stem(activations, text)
-        known = model.known(activations, text).diagonal()
-        judged = [judge.judge(judge.see(activations), text, known) for judge in model.judges]
+        judged = [judge.judge(judge.see(activations), text) for judge in model.judges]
         parts = torch.stack([aspects for aspects, _ in judged]).mean(0)
         overall = [j.head.overall(parts, weights) for j, (_, weights) in zip(model.judges, judged, strict=True)]
     wanted = torch.cat((parts, torch.stack(overall).mean(0).unsqueeze(1)), 1)
@@ -197,8 +196,9 @@ def test_a_prediction_is_the_mixture_of_judges_and_forests_calibrated(measured, 
     clips = data.clips("val")
     batch = clips.collate([0, 5, 9])
     with torch.no_grad():
-        text, known = batch.text, measured.known(batch.activations, batch.text).diagonal()
-        judged = [judge.judge(judge.see(batch.activations), text, known) for judge in measured.judges]
+        text, seen = batch.text, [judge.see(batch.activations) for judge in measured.judges]
+        joined = measured.joined(batch.activations, text, measured.familiarity(seen[0].content))
+        judged = [judge.judge(own, text, joined=joined) for judge, own in zip(measured.judges, seen, strict=True)]
         features = measured.encoder.measured(batch.activations)
         parts = torch.zeros(3, len(ASPECTS))
         for place in range(len(ASPECTS)):

@@ -282,10 +282,7 @@ class QualityModel(nn.Module):
         self.text = text
         self.judges = cast("list[Judge]", nn.ModuleList(judges))
         self.bridge = Bridge(text_width) if self.encoder.sees_classes else None
-        forest_modules = nn.ModuleList(
-            Forest(*size, outputs=len(places)) for size, places in zip(forests, FOREST_ASPECTS, strict=False)
-        )
-        self.forests = cast("list[Forest]", forest_modules)
+        self.hold_forests(forests)
         # The judges' shares and the forests' in each aspect.
         mixture = torch.zeros(len(self.judges) + 1, len(ASPECTS))
         mixture[:-1] = 1 / len(self.judges)
@@ -296,6 +293,11 @@ class QualityModel(nn.Module):
         # Nothing is known of distance and bridge before they are measured: until then the match stands alone.
         self.register_buffer("bridge_gain", torch.zeros(1))
         self.register_buffer("doubt", torch.zeros(1))
+
+    def hold_forests(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """Have empty forests of these sizes, (trees, most nodes) each, for tensors to fill."""
+        each = zip(sizes, FOREST_ASPECTS, strict=False)
+        self.forests = cast("list[Forest]", nn.ModuleList(Forest(*size, outputs=len(places)) for size, places in each))
 
     @property
     def encoder(self) -> Encoder:

@@ -68,8 +68,7 @@ def run(model: str, *, resume: bool = False) -> str:
     def build() -> QualityModel:
         stem = build_stem(model, network) if has_stem(model) and not caches_stem(model, network) else None
         text = TextTower(PromptEncoder(settings.text.encoder).sentences) if settings.text.train else None
-        forests = start.forests if start else ()
-        return build_model(model, network, text_width, stem=stem, text=text, forests=forests)
+        return build_model(model, network, text_width, stem=stem, text=text)
 
     def make_trainer(clips: ClipSet, state: Path | None) -> Trainer:
         return Trainer(build, clips, val_set, settings.train, state=state, identity=identity, start=start)

@@ -232,6 +232,7 @@ class Trainer:
             self.settings = settings = started(settings, steps_per_epoch=math.ceil(len(loader) / batches))
         self.model = build()
         if start is not None:
+            self.model.hold_forests(start.forests)
             load_trained(self.model, start.tensors, Path(start.name))
         self.averaged = _copy(self.model).to(self.accelerator.device)
         self.objective: nn.Module = Objective(self.model)
