@@ -38,7 +38,7 @@ GPU_LIMIT = "gpu"
 """The global concurrency limit that stages on a GPU share: a slot a card."""
 GPU_LEASE_SECONDS = 60.0
 """After which the slot of a killed run is free again."""
-ON_GPU = ("encode", "train", "evaluate", "member")
+ON_GPU = ("encode", "train", "evaluate", "member", "evaluate-ensemble")
 
 
 def _may_pass(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
@@ -116,7 +116,11 @@ def build(settings: Settings, *, rebuild: bool = False) -> list[str]:
         start("evaluate", model, [trained[model]])
     for name in settings.ensembles:
         members = [start("member", of, [trained[of]], item=f"{name}-{of}") for of in settings.made_of(name)]
-        start("evaluate-ensemble", "", [start("ensemble", "", members, item=name)], item=name)
+        # Its behaviour is measured with all members loaded: where that runs which needs most.
+        needy = max(
+            settings.made_of(name), key=lambda of: (pool_of("member", of, settings), cards("member", of, settings))
+        )
+        start("evaluate-ensemble", needy, [start("ensemble", "", members, item=name)], item=name)
     wait(list(started.values()))
     failed = [future.state for future in started.values() if future.state.is_failed() or future.state.is_crashed()]
     if failed:

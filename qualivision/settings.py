@@ -300,7 +300,8 @@ class FlowsSettings(Section):
     )
     gpu_pool: str = Field(default="", description="a work pool whose workers run the stages that need a GPU")
     gpu_models: tuple[ModelName, ...] = Field(
-        default=("dover", "vjepa2"), description="models whose encode, train, evaluate and member run on gpu_pool"
+        default=("dover", "vjepa2"),
+        description="models whose encode, train, evaluate, member and evaluate-ensemble run on gpu_pool",
     )
     cluster: str = Field(
         default="",

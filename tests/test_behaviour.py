@@ -14,6 +14,7 @@ import pytest
 from small_models import FRAMES, write_checkpoint
 
 from qualivision import cli
+from qualivision.behaviour import measure as measuring
 from qualivision.behaviour.degradations import KINDS, degrade
 from qualivision.behaviour.folder import BehaviourError, Clip, find_clips
 from qualivision.behaviour.measure import NO_PROMPT, Measured, Measurement, measure, severities
@@ -241,7 +242,7 @@ class StandIn:
         edges = float(np.abs(np.diff(frames.astype(float), axis=2)).mean()) / 20
         moving = float((np.abs(np.diff(frames.astype(int), axis=0)).mean((1, 2, 3)) > 0).mean())
         values = (edges, 4.0 if self.true.get(name) == prompt else 2.0, 3.0, moving, 3.0)
-        return Scores(name, prompt, dict(zip(DIMENSIONS, values, strict=True)), {}, self.name)
+        return Scores(name, prompt, dict(zip(DIMENSIONS, values, strict=True)), {}, self.name, 0.5)
 
 
 def test_clips_are_degraded_and_held_against_other_prompts_and_a_broken_one_is_skipped(folder):
@@ -269,6 +270,25 @@ def test_many_prompts_of_one_clip_give_the_scores_that_each_gives_alone(tmp_path
         alone = scorer.judge([("a.mp4", prompt, (frames,))])[0]
         assert found.prompt == prompt and found.values == pytest.approx(alone.values, abs=1e-4)
     assert together[0].values != together[1].values
+
+
+def test_all_specs_read_one_degraded_clip_and_those_of_one_count_share_the_work(make_clip, tmp_path, monkeypatch):
+    path = make_clip(tmp_path / "a.mp4", frames=6)
+    specs = [FRAMES, FRAMES.model_copy(update={"width": 96}), FRAMES.model_copy(update={"count": 3, "height": 32})]
+    wanted = [measuring._degraded(path, "a", [spec], "pyav", "noise", (0.5, 1.0))[2] for spec in specs]
+    severities: list[float] = []
+
+    def counted(frames: Frames, kind: str, severity: float, *, seed: int) -> Frames:
+        severities.append(severity)
+        return degrade(frames, kind, severity, seed=seed)
+
+    monkeypatch.setattr(measuring, "degrade", counted)
+    name, kind, copies = measuring._degraded(path, "a", specs, "pyav", "noise", (0.5, 1.0))
+    assert (name, kind, severities) == ("a", "noise", [0.5, 1.0, 0.5, 1.0])
+    for step, copy in enumerate(copies):
+        assert [frames.shape for frames in copy] == [(spec.count, spec.height, spec.width, 3) for spec in specs]
+        for frames, alone in zip(copy, wanted, strict=True):
+            np.testing.assert_array_equal(frames, alone[step][0])
 
 
 def call(monkeypatch, capsys, *arguments: object) -> SimpleNamespace:

@@ -65,6 +65,13 @@ def test_prompts_are_embedded_again_when_the_phrases_beside_them_change():
     assert {"qualivision/models/bridge.py", "qualivision/models/factory.py"} <= set(STAGES["prompts"]["deps"])
 
 
+def test_an_ensemble_is_evaluated_as_a_model_is():
+    one, other = STAGES["evaluate"], STAGES["evaluate-ensemble"]
+    assert {out.replace("${item.ensemble}", "lite") for out in outputs(other)} == outputs(one)
+    code = [{dep for dep in stage["deps"] if dep.startswith("qualivision/")} for stage in (one, other)]
+    assert code[1] == code[0] | {"qualivision/stages/member.py"}
+
+
 def test_every_input_that_is_made_here_is_the_output_of_a_stage():
     made = set().union(*map(outputs, STAGES.values()))
     needed = {for_lite(dep) for stage in STAGES.values() for dep in stage["deps"]}

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -16,12 +17,15 @@ import yaml
 from small_models import FRAMES, network, own_store, write_checkpoint, write_clip, write_dover, write_rated_videos
 from starlette.testclient import TestClient
 
-from qualivision import gate, registry, scoring, tracking, video
+from qualivision import depth, gate, registry, scoring, tracking, video
+from qualivision.behaviour.degradations import degrade
+from qualivision.behaviour.folder import Clip
+from qualivision.behaviour.measure import measure
 from qualivision.evaluation.verdict import Verdict
 from qualivision.labels import DIMENSIONS, labels_path, videos_dir
 from qualivision.models.factory import base_hash, build_model
 from qualivision.models.quality import ASPECTS
-from qualivision.prompts import MINILM
+from qualivision.prompts import MINILM, PromptError
 from qualivision.scoring import Scorer
 from qualivision.serving import champion
 from qualivision.serving.app import create_app
@@ -53,6 +57,7 @@ from qualivision.training.checkpoint import (
     save_ensemble,
     trained_tensors,
 )
+from qualivision.training.starting import read_start
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("lite", "dover")
@@ -287,11 +292,37 @@ def test_the_evaluation_is_that_of_the_mean_and_shows_the_members_beside_it(proj
     assert metrics["members"]["lite"]["SROCC"]["mean"] > 0.95
     said = {name: f"{of['SROCC']['mean']:.3f}" for name, of in metrics["members"].items()}
     assert f"Members by themselves, mean SROCC: lite {said['lite']}, dover {said['dover']}." in line
-    assert {path.name for path in report.iterdir()} >= {"predictions.csv", "scatter.png", "comparison.png"}
+    assert {path.name for path in report.iterdir()} == {
+        "metrics.json",
+        "predictions.csv",
+        "scatter.png",
+        "comparison.png",
+        "behaviour.json",
+        "behaviour.png",
+    }
     rows = pd.read_csv(report / "predictions.csv")
-    for name, prompt, predicted in zip(rows["video_name"], rows["Prompt"], rows["Overall_predicted"], strict=True):
-        scores = together.score(videos_dir(places.DATA, "test") / name, prompt=prompt)
-        assert predicted == pytest.approx(scores["Overall"], abs=3e-3)  # the stem cache rounds
+    assert metrics["unfamiliar"] == pytest.approx((rows["distance"] > depth.FAMILIAR).mean(), abs=1e-4)
+    for row in rows.to_dict("records"):
+        scores = together.score(videos_dir(places.DATA, "test") / row["video_name"], prompt=row["Prompt"])
+        assert row["Overall_predicted"] == pytest.approx(scores["Overall"], abs=3e-3)  # the stem cache rounds
+        assert row["distance"] == pytest.approx(scores.distance, rel=1e-2)
+
+
+def test_its_evaluation_reports_its_behaviour_too(own):
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["evaluate"]["behaviour_clips"] = 1
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    assert "1 clip" in evaluate.run("ensemble").split("\n\n")[-1]
+    measured = json.loads((places.report_dir("ensemble") / "behaviour.json").read_text())
+    assert measured["model"] == str(places.checkpoint_dir("ensemble")) and "blur" in measured["kinds"]
+
+
+def test_training_may_start_from_the_member_of_its_name(project, tmp_path):
+    folder, settings = places.checkpoint_dir("ensemble"), load_settings()
+    start = read_start(str(folder), "lite", settings.lite, target=tmp_path)
+    assert (start.name, start.id) == (str(folder), checkpoint_id(places.checkpoint_dir("lite")))
+    with pytest.raises(CheckpointError, match=r"does not fit params.yaml: model: lite, dover, wanted vjepa2"):
+        read_start(str(folder), "vjepa2", settings.vjepa2, target=tmp_path)
 
 
 def test_an_ensemble_is_evaluated_only_on_a_rated_test_split(own):
@@ -318,6 +349,46 @@ def test_a_score_is_the_weighted_mean_of_the_members_own_scores(project, togethe
         wanted = sum(share * scores.aspect_weights[aspect] for share, scores in zip(overall, own, strict=True))
         assert found.aspect_weights[aspect] == pytest.approx(wanted, abs=1e-12)
     assert sum(found.aspect_weights.values()) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_clip_is_as_far_as_it_is_for_the_member_to_which_it_is_strangest(project, together):
+    own = [Scorer(places.checkpoint_dir(name), device="cpu").score(a_clip(), prompt=PROMPT) for name in NAMES]
+    near, far = sorted(scores.distance for scores in own)
+    assert near < far
+    found = together.score(a_clip(), prompt=PROMPT)
+    assert found.distance == pytest.approx(far) and found.warning == depth.warning(found.distance)
+
+
+def test_against_many_prompts_each_members_stem_runs_once_and_the_scores_are_those_of_each_alone(
+    project, together, monkeypatch
+):
+    clip, stems = video.read_clip(a_clip(), together.specs), []
+    prompts = [f"prompt {number}" for number in range(18)]  # more than go through at once
+    wanted = [together.judge([("a.mp4", prompt, clip)])[0] for prompt in prompts]
+    for part in together._parts:
+        monkeypatch.setattr(part, "stem", lambda clips, stem=part.stem: stems.append(len(clips)) or stem(clips))
+    found = together.judge_prompts("a.mp4", prompts, clip)
+    assert stems == [1, 1]
+    assert [scores.prompt for scores in found] == prompts
+    for scores, alone in zip(found, wanted, strict=True):
+        assert scores.values == pytest.approx(alone.values, abs=1e-4)
+        assert scores.distance == pytest.approx(alone.distance, rel=1e-4)
+    with pytest.raises(PromptError, match=r"a\.mp4: the prompt is blank"):
+        together.judge_prompts("a.mp4", ["a cat", " "], clip)
+
+
+def test_its_behaviour_is_measured_on_what_every_member_reads(project, together):
+    clips = [Clip("one", a_clip(), PROMPT), Clip("two", a_clip().with_name("A_test3.mp4"), "A dog")]
+    found = measure(together, clips, DecodeSettings(), kinds=("noise",), steps=2, workers=1)
+    one = found.clips[0]
+    assert one.clean == pytest.approx(list(together.score(a_clip(), prompt=PROMPT).values.values()), abs=1e-3)
+    native, order = video.distinct_frames(a_clip(), FRAMES.count, max_side_px=640)
+    worse = degrade(native, "noise", 1.0, seed=crc32(b"one"))
+    shown = tuple(video.resize(worse, spec.height, spec.width)[order] for spec in together.specs)
+    wanted = together.judge([("one", PROMPT, shown)])[0]
+    assert one.degraded["noise"][-1] == pytest.approx(list(wanted.values.values()), abs=1e-3)
+    against = together.score(a_clip(), prompt="A dog")
+    assert one.others is not None and one.others[0] == pytest.approx(list(against.values.values()), abs=1e-3)
 
 
 def test_members_that_read_the_same_share_frames_and_sentence_encoder(project, tmp_path):

@@ -60,5 +60,6 @@ def test_models_are_built_side_by_side_and_no_two_stages_share_a_card(prefect, m
     assert ran["ensemble@ensemble"][1] <= ran["evaluate-ensemble@ensemble"][0]
     on_cards = [ran[f"{kind}@{model}"] for kind in ("encode", "train", "evaluate") for model in settings.models]
     on_cards += [ran[f"member@ensemble-{model}"] for model in settings.models]
+    on_cards.append(ran["evaluate-ensemble@ensemble"])
     for one, other in combinations(on_cards, 2):  # flows.gpus is 1
         assert one[1] <= other[0] or other[1] <= one[0]
