@@ -29,7 +29,7 @@ def scene(*, still: bool = True) -> torch.Tensor:
 
 
 def found(frames: torch.Tensor) -> dict[str, float]:
-    return picture_figures(frame_statistics(frames.clamp(0, 1))[0])
+    return picture_figures(frame_statistics(frames.clamp(0, 1))[0][0])
 
 
 def noisy(frames: torch.Tensor, deviation: float) -> torch.Tensor:

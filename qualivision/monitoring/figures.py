@@ -140,7 +140,7 @@ def _measure(path: Path, decoder: str) -> tuple[Path, Measured | str]:
     from qualivision.models.statistics import frame_statistics
 
     with torch.inference_mode():
-        return path, measured | picture_figures(frame_statistics(frames_to_input(frames))[0])
+        return path, measured | picture_figures(frame_statistics(frames_to_input(frames))[0][0])
 
 
 def grid(frames: Frames) -> float | None:
@@ -186,8 +186,8 @@ def _level(place: int, scale: float = 1.0, *, changes: bool = False) -> Callable
 
 
 # Where each lies among a frame's statistics (`models/statistics.py`); a test holds each to what it says.
-_DETAIL = 21
-_MOTION = 40
+_DETAIL = 24
+_MOTION = 43
 _SIGMA = 255.0 * math.sqrt(math.pi / 2) / 6  # Immerkaer: from the mean of his mask to the deviation of the noise
 _PICTURE_FIGURES: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "brightness": _level(0, 255.0),
