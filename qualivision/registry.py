@@ -316,7 +316,7 @@ def fetch(uri: str | None) -> tuple[Path, str]:
 
     from qualivision.packaging import CHECKPOINT_ARTIFACT, folder_hash
     from qualivision.scoring import ModelNotFoundError
-    from qualivision.training.checkpoint import CARD
+    from qualivision.training.checkpoint import has_files
 
     uri = uri or champion_uri()
     version = _find(tracking.client(), uri)
@@ -328,7 +328,7 @@ def fetch(uri: str | None) -> tuple[Path, str]:
             raise
         raise ModelNotFoundError(f"{resolved}: its files can't be read: {str(err).splitlines()[0]}") from err
     checkpoint = folder / "artifacts" / CHECKPOINT_ARTIFACT
-    if not (checkpoint / CARD).is_file():
+    if not has_files(checkpoint):
         raise ModelNotFoundError(f"{resolved}: holds no checkpoint of QualiVision")
     if version and folder_hash(folder) != version.tags.get(FILES_TAG):
         raise RegistryError(f"{resolved}: its files are not those that were registered; register the checkpoint again")

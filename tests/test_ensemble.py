@@ -51,6 +51,7 @@ from qualivision.training.checkpoint import (
     checkpoint_id,
     copy_member,
     files_of,
+    has_files,
     members_of,
     read_card,
     save_checkpoint,
@@ -155,6 +156,13 @@ def test_a_plain_checkpoint_has_one_member_itself(project):
     (only,) = members_of(folder)
     assert only.folder == folder and only.card == read_card(folder) and set(only.weights.values()) == {1.0}
     assert files_of(folder) == (WEIGHTS, CARD)
+
+
+def test_an_ensemble_that_lacks_a_members_file_is_not_whole(own):
+    folder = places.checkpoint_dir("ensemble")
+    assert has_files(folder) and not has_files(folder / "nowhere")
+    (places.member_dir("dover") / WEIGHTS).unlink()
+    assert not has_files(folder)
 
 
 def test_every_file_of_a_member_is_in_the_checkpoints_name_and_what_is_no_part_of_it_is_not(own):

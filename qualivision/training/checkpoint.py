@@ -208,6 +208,14 @@ def files_of(folder: Path) -> tuple[str, ...]:
     return (*own, CARD, *(f"{MEMBERS}/{name}/{file}" for name in names for file in (WEIGHTS, CARD)))
 
 
+def has_files(folder: Path) -> bool:
+    """Whether the files of a checkpoint are there; of one whose card can't be read, the card. Checks no content."""
+    try:
+        return all((folder / name).is_file() for name in files_of(folder))
+    except CheckpointError:
+        return (folder / CARD).is_file()
+
+
 def _read_json(folder: Path) -> dict[str, Any]:
     """What the card of a checkpoint says, whatever it is."""
     path = folder / CARD
