@@ -40,14 +40,17 @@ def main() -> None:
     from qualivision.models.fovea import crops, describe, track
     from qualivision.models.quality import frames_to_input
     from qualivision.models.statistics import frame_statistics
+    from qualivision.prompts import MINILM, PromptEncoder
     from qualivision.scoring import Scorer
+    from qualivision.training.checkpoint import load_checkpoint
     from qualivision.video import read_frames
 
-    scorer = Scorer(options.model)
-    model, spec = scorer._model, scorer.spec
+    scorer, encoder = Scorer(options.model), PromptEncoder(MINILM)
+    (spec,) = scorer.specs
+    model, _ = load_checkpoint(Path(options.model), with_stem=True)
     shown = read_frames(options.video, spec)
     frames = frames_to_input(shown)
-    text = torch.from_numpy(scorer._encoder.encode(["A red ball"]))
+    text = torch.from_numpy(encoder.encode(["A red ball"]))
     with torch.inference_mode():
         activations = model.stem(frames)
         moving = frame_statistics(frames)[1][0]
@@ -60,7 +63,7 @@ def main() -> None:
             "subject": lambda: describe(near, track(moving)),
             "network, frames": lambda: stem._features(frames[0][:, ::4].transpose(0, 1)),
             "network, subject": lambda: stem._features(near),
-            "prompt": lambda: scorer._encoder.encode(["A red ball"]),
+            "prompt": lambda: encoder.encode(["A red ball"]),
             "judges and forests": lambda: model.from_stem(activations, text),
         }
         took = {name: median(part, options.clips) for name, part in parts.items()}
