@@ -132,16 +132,18 @@ def test_degradations_are_known_kinds_with_severity_effect_and_loss(data: Path) 
                 assert fault["loss"] == pytest.approx(loss_of(kind, fault["effect"]), abs=0.01)
 
 
-def test_clips_are_64_frames_of_h264_with_something_to_see(data: Path) -> None:
+def test_clips_are_h264_of_one_length_and_several_frame_rates_with_something_to_see(data: Path) -> None:
+    counts = set()
     for path in videos_dir(data, "test").iterdir():
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             frames = [frame.to_ndarray(format="gray") for frame in container.decode(stream)]
             assert stream.codec_context.codec.canonical_name == "h264"
-            assert stream.average_rate == 24
-        assert len(frames) == 64
+            assert stream.average_rate == 24 * len(frames) / 64
+        counts.add(len(frames))
         assert frames[0].shape == (192, 320)
         assert all(frame.std() > 2 for frame in frames)
+    assert 64 in counts and len(counts) > 1 and counts <= {64, 48, 32, 24}
 
 
 def test_two_workers_give_the_same_bytes_as_one(data: Path, tmp_path: Path) -> None:
@@ -211,7 +213,7 @@ def test_each_fault_at_high_severity_clearly_lowers_its_dimension(kind: str, tmp
     bad = truth_with({kind: 0.9}, tmp_path if kind == "compression" else None)
     dimension = KINDS[kind]
     assert bad[dimension] < clean[dimension] - 1.5
-    assert bad["Overall"] < clean["Overall"] - 0.5
+    assert bad["Overall"] < clean["Overall"] - 0.4
     for other in {"Traditional", "Aesthetic", "Temporal"} - {dimension}:
         assert bad[other] > bad[dimension] + 0.5
 
