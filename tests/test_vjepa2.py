@@ -108,7 +108,7 @@ def a_loss(model: QualityModel, activations: Activations) -> torch.Tensor:
     text, judge = made_up_text(2), model.judges[0]
     wanted = torch.tensor([[1.5], [4.5]])
     mos = model.from_stem(activations, text).mos
-    pairs = judge.alignment_of_all_pairs(judge.see(activations), text, model.known(activations, text))
+    pairs = judge.alignment_of_all_pairs(judge.see(activations), text)
     return (mos - wanted).square().sum() + (pairs - wanted).square().sum()
 
 
@@ -402,7 +402,7 @@ def test_several_judges_share_the_frozen_layers(folder, frames, cache_stem):
     text = made_up_text(2)
     with torch.no_grad():
         activations = model.stem(frames)
-        judged = [judge.judge(judge.see(activations), text, torch.zeros(2))[0] for judge in model.judges]
+        judged = [judge.judge(judge.see(activations), text)[0] for judge in model.judges]
         assert torch.allclose(model(frames, text).mos[:, :4], torch.stack(judged).mean(0), atol=1e-4)
     assert not torch.allclose(*judged)
 

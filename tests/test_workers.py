@@ -150,7 +150,8 @@ from pathlib import Path
 from qualivision.decoding import Decoders
 from qualivision.settings import DecodeSettings, FrameSpec
 decoders = Decoders(DecodeSettings(), workers=1)
-print(decoders.frames(Path("clip.mp4"), FrameSpec(count=4, height=64, width=64)).result().shape)
+(shown,) = decoders.frames(Path("clip.mp4"), (FrameSpec(count=4, height=64, width=64),)).result()
+print(shown.shape)
 decoders.close()
 """
 
