@@ -426,6 +426,7 @@ def test_the_command_killed_at_any_moment_goes_on_and_ends_as_one_that_was_not(p
     resumed = subprocess.run([*call, "--out", "scores.parquet"], env=ENVIRONMENT, capture_output=True, text=True)
     said = resumed.stderr.splitlines()
     assert resumed.returncode == 1
+    said = [line for line in said if not line.startswith("score: ")]  # progress, where the machine is busy
     assert len(said) == 1 and said[0].startswith("clips/A_1.mp4: can't be decoded")
     assert "were there" in resumed.stdout
     monkeypatch.setattr(sys, "argv", ["qualivision", *call[3:], "--out", "whole.parquet"])
