@@ -157,7 +157,9 @@ def test_a_checkpoint_of_dover_needs_no_published_weights_to_score(here):
     finally:
         (here / "away.pth").rename(here / "dover.pth")
     assert card.architecture == {"depths": [1, 2, 1, 1], "dims": [8, 16, 24, 32]}
-    assert all(value.isfinite().all() for value in model.state_dict().values())
+    # Of fewer than 512 reference clips the rest is infinitely far.
+    held = {name: value for name, value in model.state_dict().items() if not name.endswith(".reference")}
+    assert all(value.isfinite().all() for value in held.values())
 
 
 def test_training_from_the_stem_cache_follows_the_same_loss_curve_as_without(own):
