@@ -312,7 +312,7 @@ def test_its_evaluation_reports_its_behaviour_too(own):
     params = yaml.safe_load(Path("params.yaml").read_text())
     params["evaluate"]["behaviour_clips"] = 1
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    assert "1 clip" in evaluate.run("ensemble").split("\n\n")[-1]
+    assert "Mean tau: Traditional" in evaluate.run("ensemble")
     measured = json.loads((places.report_dir("ensemble") / "behaviour.json").read_text())
     assert measured["model"] == str(places.checkpoint_dir("ensemble")) and "blur" in measured["kinds"]
 
