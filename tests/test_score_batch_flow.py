@@ -82,7 +82,7 @@ def test_the_table_is_the_command_s_and_the_run_says_what_came_of_it(shown, monk
     assert table.read_bytes() == Path("command.parquet").read_bytes()
     label = scoring.locate("checkpoint").label
     assert state.is_completed()
-    assert state.message.startswith(f"{table}: 4 rows, 3 scored, 1 can't be scored (")
+    assert state.message.startswith(f"{table}: 4 rows, 3 scored, 1 can't be scored, 3 unlike what this model was ")
     assert state.message.endswith(f", by {label}")
     assert "clips/broken.mp4: can't be decoded" in caplog.text
     [artifact] = shown.of("markdown")
