@@ -33,7 +33,7 @@ from flows.outcome import tell  # noqa: E402
 from flows.remote import is_shared  # noqa: E402
 from flows.stages import build  # noqa: E402
 from qualivision import approval as questions  # noqa: E402
-from qualivision import registry  # noqa: E402
+from qualivision import registry, tracking  # noqa: E402
 from qualivision.settings import load_settings  # noqa: E402
 from qualivision.stages import places  # noqa: E402
 
@@ -126,7 +126,8 @@ def retrain(
     if approval != "as params.yaml says":
         settings = settings.model_copy(update={"flows": settings.flows.model_copy(update={"approval": approval})})
     try:
-        done = _go_on(question, settings) if (question := _asked(settings)) else _from_the_top(settings, rebuild)
+        with tracking.naming_what_is_away():
+            done = _go_on(question, settings) if (question := _asked(settings)) else _from_the_top(settings, rebuild)
     finally:
         stop_commands()  # cancelled: what runs in other threads would keep this process
         stop_elsewhere()

@@ -104,7 +104,6 @@ class RateSettings(Section):
 
     text: float = Field(default=1.0, gt=0.0, description="the sentence encoder, if it is trained")
     video: float = Field(default=1.0, gt=0.0, description="published layers of the video encoder")
-    match: float = Field(default=1.0, gt=0.0, description="what holds clips against prompts")
     head: float = Field(default=1.0, gt=0.0, description="everything else that starts afresh")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from qualivision.labels import (
 )
 from qualivision.sample_data import SampleDataError, SampleSummary, clips, make_sample_data, writing
 from qualivision.sample_data.content import draw_prompts
-from qualivision.sample_data.degradations import KINDS, Look, degrade, loss_of, luma
+from qualivision.sample_data.degradations import KINDS, Look, are_alike, degrade, loss_of, luma
 from qualivision.sample_data.pictures import SCENE_SIZE, scene_picture
 from qualivision.sample_data.ratings import combined, latent_truth
 from qualivision.sample_data.rendering import make_shot
@@ -125,7 +127,9 @@ def test_degradations_are_known_kinds_with_severity_effect_and_loss(data: Path) 
     for split in SPLITS:
         for cell in tables(data, split)["degradations"]:
             faults = json.loads(cell)
-            assert len(faults) <= 3
+            of_each = Counter(KINDS[kind] for kind in faults)
+            assert max(of_each.values(), default=0) <= 2
+            assert not any(are_alike(*pair) for pair in itertools.combinations(faults, 2))
             for kind, fault in faults.items():
                 assert kind in KINDS
                 assert 0 <= fault["severity"] <= 1
@@ -223,6 +227,17 @@ def test_a_harder_fault_is_never_rated_better(kind: str) -> None:
     dimension = KINDS[kind]
     truths = [truth_with({kind: severity})[dimension] for severity in (0.1, 0.4, 0.7, 1.0)]
     assert truths == sorted(truths, reverse=True)
+
+
+@pytest.mark.parametrize("kind", ["jitter", "flicker"])
+def test_a_shaky_or_flickering_clip_that_freezes_too_is_rated_worse_and_stands_still(kind: str) -> None:
+    assert truth_with({kind: 0.5, "freeze": 0.5})["Temporal"] < truth_with({kind: 0.5})["Temporal"] - 0.3
+    rng = np.random.default_rng(0)
+    shot = make_shot(rng, {"subject": "ball", "scene": "temple", "colour": "red", "motion": "right"})
+    look = degrade(rng, shot, {kind: 0.5, "freeze": 0.5}).look
+    held = np.flatnonzero(np.diff(look.order) == 0)
+    assert len(held) > 20
+    assert all(look.frame(at).tobytes() == look.frame(at + 1).tobytes() for at in held[:3])
 
 
 @pytest.mark.parametrize("kind", ["smooth", "morph", "jump"])

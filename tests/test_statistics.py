@@ -10,8 +10,10 @@ from torch.nn import functional
 
 from qualivision.models import statistics
 from qualivision.models.statistics import BANDS, FLOW_GRID, LOCAL_GRID, STATISTICS, frame_statistics
+from qualivision.video import frame_indices
 
 SIDE = 128
+STATISTICS_OF_CHANGE = 1 + 19 + 15 + 2
 
 
 def texture(seed: int = 0, *, side: int = SIDE) -> torch.Tensor:
@@ -91,9 +93,73 @@ def test_statistics_come_group_by_group():
     found = frame_statistics(frames)[0][0]
     exposure = torch.stack(statistics._exposure(functional.avg_pool2d(luma, 4)), 1)
     change, flow = torch.stack(statistics._motion(luma), 1), torch.stack(statistics._flow(luma)[0], 1)
-    moving = torch.cat((change, flow), 1)
+    stills = torch.zeros(4, 2)
+    moving = torch.cat((change, flow, stills), 1)
     assert torch.allclose(found[:, : exposure.shape[1]], exposure, atol=1e-5)
     assert torch.allclose(found[:, -moving.shape[1] :], moving, atol=1e-4)
+
+
+# --- the video's own rate, and where it stands still
+
+
+def shaky(count: int) -> torch.Tensor:
+    """A clip (1, 3, count, H, W) in which every frame differs from all others."""
+    picture, steps = texture(), torch.Generator().manual_seed(3)
+    moves = torch.randint(-3, 4, (count, 2), generator=steps).cumsum(0).tolist()
+    shown = [picture.roll((down, across), (0, 1)) + 1e-3 * number for number, (down, across) in enumerate(moves)]
+    return clip(*shown).clone()
+
+
+def taken(video: torch.Tensor, count: int) -> torch.Tensor:
+    """So many frames of a video, as `qualivision.video` takes them."""
+    return video[:, :, frame_indices(video.shape[2], count).tolist()]
+
+
+@pytest.mark.parametrize("count", [12, 16, 23, 24, 30, 48, 63, 64])
+def test_the_frames_of_a_shorter_video_are_found(count):
+    source = statistics.own_frames(taken(shaky(count), 64)[0])
+    assert source.tolist() == frame_indices(count, 64).tolist()
+
+
+@pytest.mark.parametrize("held", [3, 8, 14])
+def test_the_frames_of_a_shorter_video_that_freezes_are_found(held):
+    video = shaky(23)
+    video[:, :, 5 : 5 + held] = video[:, :, 5:6].clone()
+    source = statistics.own_frames(taken(video, 64)[0])
+    assert source.tolist() == frame_indices(23, 64).tolist()
+
+
+def test_a_shorter_video_has_the_rows_of_its_own_frames_there_and_back():
+    alone = frame_statistics(shaky(24))
+    found, moving = frame_statistics(taken(shaky(24), 64))
+    assert torch.equal(found[0, :24], alone[0][0]) and torch.equal(found[0, 24:47], alone[0][0, :23].flip(0))
+    assert torch.equal(found[0, 47:64], alone[0][0, 1:18])
+    assert torch.equal(moving[0], alone[1][0, frame_indices(24, 64).tolist()])
+
+
+def test_while_a_clip_stands_still_it_moves_as_before_and_says_so():
+    video = shaky(32)
+    moves, flags = slice(-STATISTICS_OF_CHANGE, -2), slice(-2, None)
+    before = frame_statistics(video)[0][0]
+    video[:, :, 11:27] = video[:, :, 10:11]
+    found = frame_statistics(video)[0][0]
+    assert torch.equal(found[:11, moves], before[:11, moves])
+    assert torch.equal(found[11:27, moves], before[10:11, moves].expand(16, -1))
+    assert torch.equal(before[:, flags], torch.zeros(32, 2))
+    assert found[:, -2].nonzero()[:, 0].tolist() == list(range(11, 27)) and found[:, -1].unique().tolist() == [0.5]
+
+
+def test_what_stands_still_from_the_start_moves_as_it_will():
+    video = shaky(16)
+    video[:, :, :7] = video[:, :, 6:7].clone()
+    found = frame_statistics(video)[0][0, :12]  # as of a video of 15 frames, the first of them twice
+    assert found[:, -2].tolist() == [1.0] * 6 + [0.0] * 6
+    assert torch.equal(found[:6, -STATISTICS_OF_CHANGE:-2], found[6:7, -STATISTICS_OF_CHANGE:-2].expand(6, -1))
+
+
+def test_a_still_clip_is_still_throughout():
+    found = frame_statistics(clip(*[texture()] * 8))[0][0]
+    assert torch.equal(found[:, -2:], torch.ones(8, 2))
 
 
 def test_channels_are_taken_as_red_green_blue():
@@ -154,8 +220,9 @@ def test_blur_lowers_the_highest_band_of_the_spectrum_most():
     assert fall[-3] > 1.0 > fall[0].abs()
 
 
-def test_first_frame_has_no_motion():
-    assert (motion(texture(0), texture(1), texture(2))[0] == 0).all()
+def test_the_first_frame_moves_as_the_second_does():
+    found = motion(texture(0), texture(1), texture(2))
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[1], found[2])
 
 
 def test_a_frozen_clip_is_at_the_floor_of_all_differences():
@@ -173,7 +240,7 @@ def test_flicker_raises_the_luma_difference_and_keeps_its_sign():
     change = motion(dim, bright, dim)[:, 1]
     steady = motion(dim, dim, dim)[:, 1]
     expected = (bright - dim).mean().item()
-    assert change.tolist() == pytest.approx([0.0, expected, -expected], abs=1e-6)
+    assert change.tolist() == pytest.approx([expected, expected, -expected], abs=1e-6)
     assert (steady == 0).all()
 
 
@@ -221,9 +288,9 @@ FLOW = ("camera_u", "camera_v", "camera", "x", "y", "reach", "speed", "fastest",
 
 
 def flow(*pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-    """(T - 1,) of each statistic of the flow, by name: the first frame has none."""
+    """(T - 1,) of each statistic of the flow from the second frame on, by name: the first has that of the second."""
     parts, _ = statistics._flow(torch.stack(pictures))
-    assert all(part[0] == 0 for part in parts)
+    assert all(part[0] == part[1] for part in parts)
     return {name: part[1:] for name, part in zip(FLOW, parts, strict=False)}
 
 

@@ -188,7 +188,8 @@ def test_stages_run_on_two_machines_and_what_comes_of_it_is_reproduced_from_its_
     said = a.git("log", "-1", "--format=%an%n%B", "nightly")
     assert f"flow run: {first['name']} ({first['id']})" in said and f"stages: {made.removeprefix('ran ')}" in said
     assert "model: models:/qualivision/1" in said and "decision: models:/qualivision/1 passed the gate and is" in said
-    versions = ["dvc.lock", "reports/lite/metrics.json", "reports/validation.json"]
+    reports = ("lite/behaviour.json", "lite/metrics.json", "validation.json")
+    versions = ["dvc.lock", *(f"reports/{name}" for name in reports)]
     assert a.git("diff", "--name-only", "main", "nightly").split() == versions
     for path in versions:
         assert a.git("show", f"nightly:{path}") == (a.folder / path).read_text().strip()

@@ -3,7 +3,13 @@
 Owns how they are measured, on all frames at once; they are part of lite's frozen stem. Frames come in as
 (B, 3, T, H, W) float in [0, 1], the statistics of each frame go out as (B, T, STATISTICS) float32.
 
-What depends on the frame before (differences, shifts) is 0 for the first frame.
+What depends on the frame before (differences, shifts) is for the first frame what it is for the second.
+
+A video of fewer frames than are taken gives some of them several times. Measured as they come, its movement would stop
+and start all the time, and nothing would tell that from a video that freezes; so it is measured at the video's own rate.
+
+While a video stands still, what depends on the frame before stays what it was when something moved last: a shaky video
+that freezes is not a calm one. That it stands still is a statistic of its own.
 """
 
 from __future__ import annotations
@@ -11,8 +17,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch.nn import functional
+
+from qualivision.video import frame_indices
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +35,9 @@ LOCAL_GRID = 4
 FLOW_GRID = 8
 """... and optical flow."""
 
+_FEWEST = 12  # frames that a video is taken to have: one that stands still nearly always looks like one of two
+_STILL = 6e-4  # a sixth of a grey level: below it nothing moves
+_STILL_SHARE = 0.15  # ... nor below this share of how much usually does
 _FLOOR = 1e-4  # about a fortieth of a grey level: below it two frames are the same
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -36,20 +48,74 @@ def frame_statistics(frames: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         frames: (B, 3, T, H, W) float in [0, 1], T at least 2, H and W at least 32.
     Returns:
-        (B, T, STATISTICS) float32; energies as natural logarithms, shifts in pixels of the frames given.
+        (B, T, STATISTICS) float32; energies as natural logarithms, shifts in pixels of the frames given. Of a video with
+        fewer than T frames these are the rows of its own frames, there and back until there are T.
         And (B, T, FLOW_GRID, FLOW_GRID), how much each field moves against the rest of the picture; each map sums to 1.
     """
     rows, moving = [], []
     for clip in frames:  # clip by clip: the intermediates of 64 frames are some 100 MB
-        pixels = clip.transpose(0, 1).float()
+        source = own_frames(clip)
+        once = torch.searchsorted(source, torch.arange(int(source[-1]) + 1, device=source.device))
+        pixels = clip[:, once].transpose(0, 1).float()
         luma = torch.einsum("tchw,c->thw", pixels, torch.tensor(_LUMA, device=pixels.device))
         coarse = functional.avg_pool2d(pixels, 4)  # light and colour need no fine detail
         light = functional.avg_pool2d(luma, 4)
         flow, where = _flow(luma)
-        parts = (*_exposure(light), *_colour(coarse, light), *_detail(luma), *_spectrum(luma), *_motion(luma), *flow)
-        rows.append(torch.stack(parts, dim=1))
-        moving.append(where)
+        still = _still(luma)
+        moving_last = _last_that_moved(still)
+        moves = [part[moving_last] for part in (_colour_change(coarse), *_motion(luma), *flow)]
+        parts = (*_exposure(light), *_colour(coarse, light), *_detail(luma), *_spectrum(luma), *moves, *_stills(still))
+        rows.append(torch.stack(parts, dim=1)[_there_and_back(len(once), len(source))])
+        moving.append(where[moving_last][source])
     return torch.stack(rows), torch.stack(moving)
+
+
+def own_frames(clip: Tensor) -> Tensor:
+    """Which frame of its video each frame of a clip is: (T,) int64, rising from 0, for (3, T, H, W) frames.
+
+    The video is taken to have as few frames as its repetitions allow (`qualivision.video.frame_indices`). A frame that
+    freezes repeats itself too, but not where a video of so few frames would.
+    """
+    times = clip.shape[1]
+    new = (clip[:, 1:, ::2, ::2] != clip[:, :-1, ::2, ::2]).flatten(2).any(2).any(0)
+    if bool(new.all()) or not bool(new.any()):
+        return torch.arange(times, device=clip.device)
+    totals = range(min(_FEWEST, times), times + 1)
+    sources = torch.from_numpy(np.stack([frame_indices(total, times) for total in totals])).to(clip.device)
+    fits = ~((sources[:, 1:] == sources[:, :-1]) & new).any(1)
+    return sources[int(fits.int().argmax())]
+
+
+def _still(luma: Tensor) -> Tensor:
+    """(T,) bool: in which frames nothing moves, against how much usually does; coding leaves some noise."""
+    change = (luma[1:] - luma[:-1]).abs().mean((1, 2))
+    moving = change > _STILL
+    least = max(_STILL, _STILL_SHARE * float(change[moving].median())) if bool(moving.any()) else _STILL
+    return _from_the_second(change <= least)
+
+
+def _last_that_moved(still: Tensor) -> Tensor:
+    """(T,): for each frame the last one in which something moves; before the first, that. Itself where nothing does."""
+    frames = torch.arange(len(still), device=still.device)
+    if bool(still.all()):
+        return frames
+    return torch.where(still, -1, frames).cummax(0).values.clamp(min=int((~still).int().argmax()))
+
+
+def _stills(still: Tensor) -> list[Tensor]:
+    """Whether each frame stands still, and of the whole clip the share of the longest stretch that does."""
+    longest = run = 0
+    for one in still.tolist():
+        run = run + 1 if one else 0
+        longest = max(longest, run)
+    return [still.float(), torch.full(still.shape, longest / len(still), device=still.device)]
+
+
+def _there_and_back(count: int, length: int) -> Tensor:
+    """0, 1, ... count - 1, count - 2, ... 0, 1, ...: (length,)."""
+    period = max(2 * (count - 1), 1)
+    place = torch.arange(length) % period
+    return torch.minimum(place, period - place)
 
 
 def _log(energy: Tensor) -> Tensor:
@@ -72,12 +138,16 @@ def _colour(pixels: Tensor, luma: Tensor) -> list[Tensor]:
     means = [red_green.mean((1, 2)), yellow_blue.mean((1, 2)), chroma.mean((1, 2))]
     spreads = [red_green.std((1, 2)), yellow_blue.std((1, 2)), chroma.std((1, 2))]
     vivid = (chroma > 0.4).float().mean((1, 2))
-    previous = torch.stack(means, 1).roll(1, 0)
-    change = (torch.stack(means, 1) - previous).abs().sum(1)
-    change[0] = 0.0
     pairs = ((luma, red_green), (luma, yellow_blue), (red_green, yellow_blue))
     related = [_correlation(a, b) for a, b in pairs]  # of two tones only, each follows from the other
-    return [*means, *spreads, vivid, change, *_hues(red_green, yellow_blue, chroma), *related]
+    return [*means, *spreads, vivid, *_hues(red_green, yellow_blue, chroma), *related]
+
+
+def _colour_change(pixels: Tensor) -> Tensor:
+    """By how much the mean colour differs from that of the frame before, (T,)."""
+    red, green, blue = pixels.mean((2, 3)).unbind(1)
+    means = torch.stack((red - green, 0.5 * (red + green) - blue), 1)
+    return _from_the_second((means[1:] - means[:-1]).abs().sum(1))
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
@@ -135,9 +205,8 @@ def _motion(luma: Tensor) -> list[Tensor]:
     difference = luma[1:] - luma[:-1]
     change = difference.abs()
     fields = functional.adaptive_avg_pool2d(change.unsqueeze(1), 8).flatten(1).sort(dim=1).values
-    acceleration = functional.pad(
-        (difference[1:] - difference[:-1]).abs().mean((1, 2)), (1, 0)
-    )  # needs two frames before it
+    turn = (difference[1:] - difference[:-1]).abs().mean((1, 2))
+    acceleration = _from_the_second(turn) if len(turn) else difference.new_zeros(len(difference))  # needs three frames
     across, down, certain = _shift(luma, 1)
     local_across, local_down, local_certain = _shift(luma, LOCAL_GRID)
     parts = [
@@ -158,7 +227,12 @@ def _motion(luma: Tensor) -> list[Tensor]:
         local_certain.mean(1),
         local_certain.amin(1),
     ]
-    return [functional.pad(part, (1, 0)) for part in parts]
+    return [_from_the_second(part) for part in parts]
+
+
+def _from_the_second(part: Tensor) -> Tensor:
+    """(T - 1, ...) to (T, ...): the first is as the second."""
+    return torch.cat((part[:1], part))
 
 
 def _shift(luma: Tensor, grid: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,8 +312,8 @@ def _flow(luma: Tensor) -> tuple[list[Tensor], Tensor]:
         _log(unexplained.amax(1)),
         unexplained.mean(1) / (tt.mean((1, 2)) + _FLOOR),
     ]
-    where = torch.cat((share[:1], share)).unflatten(1, (FLOW_GRID, FLOW_GRID))
-    return [functional.pad(part, (1, 0)) for part in parts], where
+    where = _from_the_second(share).unflatten(1, (FLOW_GRID, FLOW_GRID))
+    return [_from_the_second(part) for part in parts], where
 
 
 def _window(height: int, width: int, like: Tensor) -> Tensor:
@@ -249,4 +323,4 @@ def _window(height: int, width: int, like: Tensor) -> Tensor:
     return tall.view(-1, 1) * wide.view(1, -1)
 
 
-STATISTICS = 5 + 8 + HUES + 3 + 6 + 3 + 2 + BANDS + 19 + 15
+STATISTICS = 5 + 7 + HUES + 3 + 6 + 3 + 2 + BANDS + 1 + 19 + 15 + 2

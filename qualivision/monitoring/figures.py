@@ -53,7 +53,7 @@ PICTURES: Final = (
     Figure("blockiness", "", "Steps at the borders of 8 x 8 fields, in which coders work, against others: 1 is none."),
     Figure("motion", "grey levels", "Mean change of a pixel between two of 32 frames."),
     Figure("flicker", "grey levels", "Mean change of a frame's brightness."),
-    Figure("stillness", "", "Share of the pixels that do not change."),
+    Figure("stillness", "", "Share of the pixels that do not change; all of them in a frame that stands still."),
 )
 _FIELD: Final = 8
 _FRAMES_OF_GRID: Final = 4
@@ -169,33 +169,39 @@ def picture_figures(statistics: Tensor) -> Measured:
     return {name: float(of(values).mean()) for name, of in _PICTURE_FIGURES.items()}
 
 
-def _energy(places: tuple[int, ...], scale: float = 255.0, *, changes: bool = False) -> Callable[[Tensor], Tensor]:
-    """Logarithms of energies back on their own scale; what is a change has none for the first frame."""
+def _energy(*places: int, scale: float = 255.0) -> Callable[[Tensor], Tensor]:
+    """Logarithms of energies back on their own scale."""
 
     def figure(values: Tensor) -> Tensor:
-        return values[int(changes) :, list(places)].exp() * scale
+        return values[:, list(places)].exp() * scale
 
     return figure
 
 
-def _level(place: int, scale: float = 1.0, *, changes: bool = False) -> Callable[[Tensor], Tensor]:
+def _level(place: int, scale: float = 1.0) -> Callable[[Tensor], Tensor]:
     def figure(values: Tensor) -> Tensor:
-        return values[int(changes) :, place] * scale
+        return values[:, place] * scale
 
     return figure
+
+
+def _stillness(values: Tensor) -> Tensor:
+    """All of a frame's pixels where it stands still; elsewhere those that do."""
+    return values[:, _MOTION + 4].maximum(values[:, _STANDS_STILL])
 
 
 # Where each lies among a frame's statistics (`models/statistics.py`); a test holds each to what it says.
-_DETAIL = 24
+_DETAIL = 23
 _MOTION = 43
+_STANDS_STILL = -2
 _SIGMA = 255.0 * math.sqrt(math.pi / 2) / 6  # Immerkaer: from the mean of his mask to the deviation of the noise
 _PICTURE_FIGURES: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "brightness": _level(0, 255.0),
     "contrast": _level(1, 255.0),
     "colourfulness": _level(7),
-    "sharpness": _energy((_DETAIL, _DETAIL + 1)),
-    "noise": _energy((_DETAIL + 7,), _SIGMA),
-    "motion": _energy((_MOTION,), changes=True),
-    "flicker": _energy((_MOTION + 2,), changes=True),
-    "stillness": _level(_MOTION + 4, changes=True),
+    "sharpness": _energy(_DETAIL, _DETAIL + 1),
+    "noise": _energy(_DETAIL + 7, scale=_SIGMA),
+    "motion": _energy(_MOTION),
+    "flicker": _energy(_MOTION + 2),
+    "stillness": _stillness,
 }

@@ -23,7 +23,7 @@ from qualivision.sample_data.content import (
     draw_other,
     pick,
 )
-from qualivision.sample_data.degradations import KINDS, Look, degrade, loss_of, luma, structural_loss
+from qualivision.sample_data.degradations import KINDS, Look, are_alike, degrade, loss_of, luma, structural_loss
 from qualivision.sample_data.ratings import Generator, combined, latent_truth, rate
 from qualivision.sample_data.rendering import FRAMES, HEIGHT, WIDTH, make_shot
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 RATE: Final = 24
 _FAULT_CHANCE: Final = 0.82  # per dimension; the rest of the clips have nothing wrong there
+_SECOND_CHANCE: Final = 0.3  # of a dimension with a fault, to have another that is unlike it
 _FAVOURED: Final = 2.0  # how much likelier a generator's favourite faults are
 _SHARED: Final = 0.4  # of a severity: clips that went wrong in one way did so in others
 _MEASURED: Final = (0.16, 0.52, 0.89)  # of a clip: where compression is measured
@@ -153,16 +154,18 @@ def draw_shows(
 
 
 def draw_faults(rng: np.random.Generator, generator: Generator, failure: float) -> dict[str, float]:
-    """Up to one fault of each of three dimensions: kind -> nominal severity, 0 to 1; arguments as `draw_shows`."""
-    faults = {}
+    """Up to two faults of each of three dimensions: kind -> nominal severity, 0 to 1; arguments as `draw_shows`."""
+    faults: dict[str, float] = {}
     for dimension, factor in generator.severity.items():
-        if rng.random() >= _FAULT_CHANCE:
-            continue
         kinds = [kind for kind, lowers in KINDS.items() if lowers == dimension]
-        weights = np.array([_FAVOURED if kind in generator.favourites else 1.0 for kind in kinds])
-        kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
-        severity = _SHARED * failure + (1 - _SHARED) * rng.random()
-        faults[kind] = float(np.clip(severity * factor, 0.02, 1))
+        chance = _FAULT_CHANCE
+        while kinds and rng.random() < chance:
+            weights = np.array([_FAVOURED if kind in generator.favourites else 1.0 for kind in kinds])
+            kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
+            severity = _SHARED * failure + (1 - _SHARED) * rng.random()
+            faults[kind] = float(np.clip(severity * factor, 0.02, 1))
+            kinds = [] if chance == _SECOND_CHANCE else [other for other in kinds if not are_alike(kind, other)]
+            chance = _SECOND_CHANCE
     return faults
 
 

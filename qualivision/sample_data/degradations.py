@@ -52,29 +52,38 @@ KINDS: Final[Mapping[str, str]] = {
     "shuffle": "Temporal",
     "jump": "Temporal",
 }
-# Visible effect -> loss in MOS, as points of a curve. The unit of the effect is that of the kind's measure below.
+# One of them leaves nothing for another to do, or is done with the same means.
+_ALIKE: Final = (
+    {"blur", "low_resolution", "smooth"},
+    {"underexposure", "overexposure"},
+    {"freeze", "judder", "shuffle", "jump"},
+    {"melting", "morph"},
+)
+# Visible effect -> loss in MOS, as points of a curve. The unit of the effect is that of the kind's measure below. The
+# losses are such that MOS spread about as raters' do on videos of real generators: in TaobaoVD-GC's 4000 labels the
+# deviations are .67 (Traditional), .87 (Aesthetic) and .88 (Temporal).
 _CURVES: Final[Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
-    "blur": ((0.08, 0.3, 0.5, 0.7, 0.85), (0.0, 0.9, 1.9, 3.0, 3.8)),
-    "low_resolution": ((0.08, 0.3, 0.5, 0.7, 0.85), (0.0, 0.9, 1.9, 3.0, 3.8)),
-    "smooth": ((0.05, 0.2, 0.36, 0.52, 0.68), (0.0, 0.5, 1.2, 1.9, 2.6)),
-    "noise": ((2.0, 8.0, 18.0, 32.0, 48.0), (0.0, 0.8, 1.9, 3.0, 3.8)),
-    "blocking": ((0.005, 0.06, 0.18, 0.35, 0.55), (0.0, 0.8, 1.9, 2.9, 3.7)),
-    "compression": ((0.04, 0.15, 0.3, 0.5, 0.7), (0.0, 0.9, 1.9, 3.0, 3.8)),
-    "underexposure": ((0.02, 0.16, 0.36, 0.58, 0.8), (0.0, 0.8, 1.8, 2.8, 3.7)),
-    "overexposure": ((0.05, 0.3, 0.6, 0.9, 1.2), (0.0, 0.9, 1.9, 2.9, 3.6)),
-    "freeze": ((0.05, 0.25, 0.5, 0.75, 0.9), (0.0, 1.1, 2.1, 3.1, 3.8)),
-    "judder": ((0.2, 0.8, 1.8, 3.0, 4.5), (0.0, 0.9, 2.0, 3.0, 3.7)),
-    "jitter": ((0.3, 1.5, 3.5, 6.0, 9.0), (0.0, 0.9, 2.0, 3.1, 3.8)),
-    "wobble": ((0.3, 1.5, 3.2, 5.5, 8.0), (0.0, 0.9, 2.0, 3.1, 3.7)),
-    "flicker": ((1.0, 6.0, 14.0, 26.0, 40.0), (0.0, 0.9, 2.0, 3.1, 3.8)),
-    "melting": ((1.5, 6.0, 13.0, 20.0, 28.0), (0.0, 0.7, 1.5, 2.3, 3.0)),
-    "morph": ((0.5, 3.0, 7.0, 12.0, 18.0), (0.0, 0.5, 1.1, 1.7, 2.2)),
-    "shuffle": ((0.2, 0.8, 1.8, 3.0, 4.5), (0.0, 1.0, 2.1, 3.1, 3.8)),
-    "jump": ((0.3, 1.0, 2.2, 3.6, 5.5), (0.0, 0.9, 2.0, 3.0, 3.7)),
-    "washed_out": ((0.05, 0.25, 0.45, 0.65, 0.8), (0.0, 0.9, 1.9, 3.0, 3.7)),
-    "palette_clash": ((4.0, 18.0, 40.0, 62.0, 85.0), (0.0, 0.9, 1.9, 2.9, 3.6)),
-    "clutter": ((0.01, 0.05, 0.12, 0.2, 0.3), (0.0, 0.9, 2.0, 3.0, 3.7)),
-    "off_frame": ((0.03, 0.2, 0.4, 0.58, 0.75), (0.0, 0.8, 1.8, 2.8, 3.5)),
+    "blur": ((0.08, 0.3, 0.5, 0.7, 0.85), (0.0, 0.72, 1.52, 2.4, 3.04)),
+    "low_resolution": ((0.08, 0.3, 0.5, 0.7, 0.85), (0.0, 0.72, 1.52, 2.4, 3.04)),
+    "smooth": ((0.05, 0.2, 0.36, 0.52, 0.68), (0.0, 0.4, 0.96, 1.52, 2.08)),
+    "noise": ((2.0, 8.0, 18.0, 32.0, 48.0), (0.0, 0.64, 1.52, 2.4, 3.04)),
+    "blocking": ((0.005, 0.06, 0.18, 0.35, 0.55), (0.0, 0.64, 1.52, 2.32, 2.96)),
+    "compression": ((0.04, 0.15, 0.3, 0.5, 0.7), (0.0, 0.72, 1.52, 2.4, 3.04)),
+    "underexposure": ((0.02, 0.16, 0.36, 0.58, 0.8), (0.0, 0.64, 1.44, 2.24, 2.96)),
+    "overexposure": ((0.05, 0.3, 0.6, 0.9, 1.2), (0.0, 0.72, 1.52, 2.32, 2.88)),
+    "freeze": ((0.05, 0.25, 0.5, 0.75, 0.9), (0.0, 0.88, 1.68, 2.48, 3.04)),
+    "judder": ((0.2, 0.8, 1.8, 3.0, 4.5), (0.0, 0.72, 1.6, 2.4, 2.96)),
+    "jitter": ((0.3, 1.5, 3.5, 6.0, 9.0), (0.0, 0.72, 1.6, 2.48, 3.04)),
+    "wobble": ((0.3, 1.5, 3.2, 5.5, 8.0), (0.0, 0.72, 1.6, 2.48, 2.96)),
+    "flicker": ((1.0, 6.0, 14.0, 26.0, 40.0), (0.0, 0.72, 1.6, 2.48, 3.04)),
+    "melting": ((1.5, 6.0, 13.0, 20.0, 28.0), (0.0, 0.56, 1.2, 1.84, 2.4)),
+    "morph": ((0.5, 3.0, 7.0, 12.0, 18.0), (0.0, 0.4, 0.88, 1.36, 1.76)),
+    "shuffle": ((0.2, 0.8, 1.8, 3.0, 4.5), (0.0, 0.8, 1.68, 2.48, 3.04)),
+    "jump": ((0.3, 1.0, 2.2, 3.6, 5.5), (0.0, 0.72, 1.6, 2.4, 2.96)),
+    "washed_out": ((0.05, 0.25, 0.45, 0.65, 0.8), (0.0, 0.72, 1.52, 2.4, 2.96)),
+    "palette_clash": ((4.0, 18.0, 40.0, 62.0, 85.0), (0.0, 0.72, 1.52, 2.32, 2.88)),
+    "clutter": ((0.01, 0.05, 0.12, 0.2, 0.3), (0.0, 0.72, 1.6, 2.4, 2.96)),
+    "off_frame": ((0.03, 0.2, 0.4, 0.58, 0.75), (0.0, 0.64, 1.44, 2.24, 2.8)),
 }
 _SAMPLES: Final = (6, 31, 57)  # frames on which effects are measured
 _BLOCK: Final = 8
@@ -91,8 +100,8 @@ _CLASHES: Final = (
 class Look:
     """Everything that makes a clip's frames: a shot, and what is done to it in time and on the screen.
 
-    `order`: the shot's moment that each frame shows. `offsets` (FRAMES, 2): jitter in pixels. `gains` (FRAMES,):
-    flicker. `wobble` and `melt`: amplitude in frame and sprite pixels. `noise`: int16 picture, larger than a frame.
+    `order`: the shot's moment that each frame shows. By moment, so that what freezes stands still in every way:
+    `offsets` (FRAMES, 2), jitter in pixels, and `gains` (FRAMES,), flicker. `wobble` and `melt`: amplitude in frame and sprite pixels. `noise`: int16 picture, larger than a frame.
     `turns_into`: what the subject turns into and back, and `morph` (FRAMES,) how far it has.
     """
 
@@ -117,7 +126,7 @@ class Look:
             sprite = Image.blend(self.shot.sprite, self.turns_into, float(self.morph[moment]))
         elif self.melt:
             sprite = _melted(self.shot.sprite, self.melt, moment)
-        offset = (float(self.offsets[place, 0]), float(self.offsets[place, 1]))
+        offset = (float(self.offsets[moment, 0]), float(self.offsets[moment, 1]))
         frame = self.shot.frame(moment, shrink=self.shrink, offset=offset, sprite=sprite)
         if frame.width != WIDTH:
             frame = frame.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
@@ -128,7 +137,7 @@ class Look:
             frame = Image.blend(frame, coarse, self.blocking)
         if self.noise is not None:
             frame = _noisy(frame, self.noise, moment)
-        gain = float(self.gains[place])
+        gain = float(self.gains[moment])
         return frame if gain == 1 else frame.point([min(255, round(v * gain)) for v in range(256)] * 3)
 
 
@@ -168,6 +177,11 @@ def degrade(rng: np.random.Generator, shot: Shot, faults: Mapping[str, float]) -
         outcome.losses[KINDS[kind]].append(loss_of(kind, effect))
         outcome = replace(outcome, look=after)
     return outcome
+
+
+def are_alike(kind: str, other: str) -> bool:
+    """Whether no clip has both faults."""
+    return kind == other or any({kind, other} <= group for group in _ALIKE)
 
 
 def loss_of(kind: str, effect: float) -> float:
@@ -336,8 +350,8 @@ def _shuffle(rng: np.random.Generator, look: Look, severity: float) -> tuple[Loo
 
 def _jitter(rng: np.random.Generator, look: Look, severity: float) -> tuple[Look, float]:
     offsets = rng.normal(0, 0.35 + 4.4 * severity, (FRAMES, 2))
-    steps = np.hypot(*np.diff(offsets, axis=0).T)
-    return replace(look, offsets=offsets), float(steps.mean()) * _texture_seen(look)
+    steps = np.hypot(*np.diff(offsets[look.order], axis=0).T)
+    return replace(look, offsets=offsets), _mean_of_what_moves(steps) * _texture_seen(look)
 
 
 def _wobble(rng: np.random.Generator, look: Look, severity: float) -> tuple[Look, float]:
@@ -349,7 +363,8 @@ def _flicker(rng: np.random.Generator, look: Look, severity: float) -> tuple[Loo
     gains = np.exp(rng.normal(0, 0.015 + 0.24 * severity, FRAMES))
     level = np.mean([luma(look.frame(place)).mean() for place in _SAMPLES])
     # Of the change in mean brightness; the eye takes it relative to how bright the clip is.
-    return replace(look, gains=gains), float(np.abs(np.diff(gains)).mean() * (0.5 * level + 50))
+    steps = np.abs(np.diff(gains[look.order]))
+    return replace(look, gains=gains), _mean_of_what_moves(steps) * float(0.5 * level + 50)
 
 
 def _melting(rng: np.random.Generator, look: Look, severity: float) -> tuple[Look, float]:
@@ -383,6 +398,11 @@ def _jump(rng: np.random.Generator, look: Look, severity: float) -> tuple[Look, 
     order = np.abs((order + FRAMES - 1) % (2 * (FRAMES - 1)) - (FRAMES - 1))
     seen = np.minimum(np.abs(np.diff(order)) - 1, 10) / 10
     return replace(look, order=order), float(seen[seen > 0].sum()) * _motion_seen(look)
+
+
+def _mean_of_what_moves(steps: Floats) -> float:
+    """Of what changes from frame to frame: that a clip freezes for a while does not make the rest of it calmer."""
+    return float(steps[steps > 0].mean())
 
 
 def _displacement_in_time(order: Integers) -> float:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qualivision.settings import TrainSettings
 
 
-PARTS = {"text": "^text\\.", "video": "\\.encoder\\.backbone\\.", "match": "\\.match\\.", "head": ""}
+PARTS = {"text": "^text\\.", "video": "\\.encoder\\.backbone\\.", "head": ""}
 """The parts of a model that `train.rates` speaks of, by a pattern of their parameters' names; the first that fits."""
 
 
