@@ -227,7 +227,7 @@ def test_stem_packs_frames_exactly_and_see_gives_tokens_content_and_own_scores(t
 def test_every_parameter_gets_a_gradient(tmp_path, fusion):
     video = encoder(tmp_path)
     kind = QualityAwareFusion if fusion == "quality-aware" else ConcatenationFusion
-    judge = Judge(video, kind(16, TEXT_WIDTH, 0.0), Match(32, TEXT_WIDTH, 0.0), MosHead(16, 0.0))
+    judge = Judge(video, kind(16, TEXT_WIDTH, 0.0), Match([32], TEXT_WIDTH, 0.0), MosHead(16, 0.0))
     model = QualityModel([judge], TEXT_WIDTH)
     count = 4
     batch = Batch(

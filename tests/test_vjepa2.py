@@ -94,7 +94,7 @@ def encoder_of(folder: Path, ratio: float = 0.5, *, with_stem: bool = True, **se
 
 
 def model_of(encoder: Vjepa2Encoder, fusion: type[nn.Module] = ConcatenationFusion) -> QualityModel:
-    match = Match(encoder.content_width, TEXT_WIDTH, 0.0)
+    match = Match(encoder.content_parts, TEXT_WIDTH, 0.0)
     return QualityModel([Judge(encoder, fusion(WIDTH, TEXT_WIDTH, 0.0), match, MosHead(WIDTH, 0.0))], TEXT_WIDTH)
 
 

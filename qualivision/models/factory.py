@@ -219,7 +219,7 @@ def build_model(
         return Judge(
             encoder,
             _FUSIONS[network.fusion](network.width, text_width, network.dropout),
-            Match(encoder.content_width, text_width, network.dropout),
+            Match(encoder.content_parts, text_width, network.dropout),
             MosHead(network.width, network.dropout),
         )
 

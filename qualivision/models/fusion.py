@@ -14,6 +14,8 @@ from torch import nn
 from qualivision.models.quality import ASPECTS, Fused, Fusion
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 HEADS = 4
@@ -47,39 +49,46 @@ class Match(nn.Module):
     Linear in the prompt on purpose: what is shown and what is asked for meet nowhere else, so a prompt that was never
     seen is read like those that were, and every clip of a batch is held against every prompt for one product.
 
+    The clip's side reads each kind of feature by itself before it brings them together: among thousands of channels of
+    the image network, the few that say how a subject moves would not be heard.
+
     Args:
-        content_width: channels C of what an encoder says of a clip's content.
+        content_parts: channels of each kind of feature in what an encoder says of a clip's content, C in all.
         text_width: channels Dt of a prompt embedding, which has length 1.
         dropout: share of channels dropped while training, on both sides.
     """
 
     CHANNELS = 48
-    HIDDEN = 256
+    HIDDEN = 320
+    """Of all kinds of features together."""
 
-    def __init__(self, content_width: int, text_width: int, dropout: float) -> None:
+    def __init__(self, content_parts: Sequence[int], text_width: int, dropout: float) -> None:
         super().__init__()
-        self.shows = nn.Sequential(
-            nn.Dropout(dropout / 2),
-            nn.Linear(content_width, self.HIDDEN),
-            nn.GELU(),
-            nn.Dropout(dropout / 2),
-            nn.Linear(self.HIDDEN, self.CHANNELS),
-        )
+        self.parts = list(content_parts)
+        each = self.HIDDEN // len(self.parts)
+        self.reads = nn.ModuleList(nn.Linear(channels, each) for channels in self.parts)
+        self.shows = nn.Sequential(nn.GELU(), nn.Dropout(dropout / 2), nn.Linear(each * len(self.parts), self.CHANNELS))
+        self.drop = nn.Dropout(dropout / 2)
         self.asks = nn.Sequential(nn.Dropout(dropout), nn.Linear(text_width, self.CHANNELS))
         self.scale = text_width**0.5
         self.offset = nn.Parameter(torch.zeros(1))
 
     def forward(self, content: Tensor, text: Tensor) -> Tensor:
         """Content (B, C) and text (B, Dt), row by row, to (B,) logits."""
-        product = (self.shows(content) * self.asks(text * self.scale)).sum(-1)
+        product = (self._shown(content) * self.asks(text * self.scale)).sum(-1)
         logits: Tensor = product * self.CHANNELS**-0.5 + self.offset
         return logits
 
     def all_pairs(self, content: Tensor, text: Tensor) -> Tensor:
         """Every clip with every prompt: content (B, C) and text (P, Dt) to (B, P) logits."""
-        product = self.shows(content) @ self.asks(text * self.scale).T
+        product = self._shown(content) @ self.asks(text * self.scale).T
         logits: Tensor = product * self.CHANNELS**-0.5 + self.offset
         return logits
+
+    def _shown(self, content: Tensor) -> Tensor:
+        parts = zip(self.reads, self.drop(content).split(self.parts, -1), strict=True)
+        shown: Tensor = self.shows(torch.cat([read(part) for read, part in parts], -1))
+        return shown
 
 
 class QualityAwareFusion(Fusion):

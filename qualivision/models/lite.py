@@ -108,9 +108,7 @@ class LiteEncoder(Encoder):
 
     def __init__(self, width: int, dropout: float, stem: LiteStem | None) -> None:
         super().__init__()
-        self.content_width = (
-            TOP_CHANNELS + 2 * LAYOUT_CHANNELS + FOVEA_CHANNELS + SUBJECT_CHANNELS + SUMMARIES * STATISTICS
-        )
+        self.content_width = sum(self.content_parts)
         self.frozen = stem
         self.image_norm = Standardise(IMAGE_CHANNELS)
         self.layout_norm = Standardise(LAYOUT_CHANNELS)
@@ -129,6 +127,11 @@ class LiteEncoder(Encoder):
             nn.Dropout(dropout), nn.Linear(_RANGES * SUMMARIES * STATISTICS, width), nn.GELU(), nn.Linear(width, width)
         )
         self.norm = nn.LayerNorm(width)
+
+    @property
+    def content_parts(self) -> tuple[int, ...]:
+        """The whole frame, its layout, the subject from near, its colours and its way, and statistics."""
+        return (TOP_CHANNELS, 2 * LAYOUT_CHANNELS, FOVEA_CHANNELS, SUBJECT_CHANNELS, SUMMARIES * STATISTICS)
 
     @property
     def familiar_by(self) -> tuple[slice, ...]:

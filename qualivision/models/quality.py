@@ -116,6 +116,11 @@ class Encoder(nn.Module, ABC):
     """Whether the activations hold `classes`, what an image network takes the clip for; see `bridge.py`."""
 
     @property
+    def content_parts(self) -> tuple[int, ...]:
+        """Channels of each kind of feature in the content, in their order; C in all."""
+        return (self.content_width,)
+
+    @property
     def familiar_by(self) -> tuple[slice, ...]:
         """Which channels of the content say whether a clip is like those of training, one slice a kind of feature."""
         return (slice(0, self.content_width),)

@@ -6,7 +6,8 @@ Owns how they are measured, on all frames at once; they are part of lite's froze
 What depends on the frame before (differences, shifts) is for the first frame what it is for the second.
 
 A video of fewer frames than are taken gives some of them several times. Measured as they come, its movement would stop
-and start all the time, and nothing would tell that from a video that freezes; so it is measured at the video's own rate.
+and start all the time, and nothing would tell that from a video that freezes; so it is measured at the video's own
+rate.
 
 While a video stands still, what depends on the frame before stays what it was when something moved last: a shaky video
 that freezes is not a calm one. That it stands still is a statistic of its own.
@@ -36,8 +37,8 @@ FLOW_GRID = 8
 """... and optical flow."""
 
 _FEWEST = 12  # frames that a video is taken to have: one that stands still nearly always looks like one of two
-_STILL = 6e-4  # a sixth of a grey level: below it nothing moves
-_STILL_SHARE = 0.15  # ... nor below this share of how much usually does
+_STILL = (6e-4, 2.5e-3)  # a sixth of a grey level: below it nothing moves; above two thirds of one something does
+_STILL_SHARE = 0.15  # ... and between them, what changes by less than this share of what changes much
 _FLOOR = 1e-4  # about a fortieth of a grey level: below it two frames are the same
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -48,8 +49,8 @@ def frame_statistics(frames: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         frames: (B, 3, T, H, W) float in [0, 1], T at least 2, H and W at least 32.
     Returns:
-        (B, T, STATISTICS) float32; energies as natural logarithms, shifts in pixels of the frames given. Of a video with
-        fewer than T frames these are the rows of its own frames, there and back until there are T.
+        (B, T, STATISTICS) float32; energies as natural logarithms, shifts in pixels of the frames given. Of a video
+        with fewer than T frames these are the rows of its own frames, there and back until there are T.
         And (B, T, FLOW_GRID, FLOW_GRID), how much each field moves against the rest of the picture; each map sums to 1.
     """
     rows, moving = [], []
@@ -87,11 +88,10 @@ def own_frames(clip: Tensor) -> Tensor:
 
 
 def _still(luma: Tensor) -> Tensor:
-    """(T,) bool: in which frames nothing moves, against how much usually does; coding leaves some noise."""
+    """(T,) bool: in which frames nothing moves but what coding leaves, against how much does where it moves most."""
     change = (luma[1:] - luma[:-1]).abs().mean((1, 2))
-    moving = change > _STILL
-    least = max(_STILL, _STILL_SHARE * float(change[moving].median())) if bool(moving.any()) else _STILL
-    return _from_the_second(change <= least)
+    most = float(change.topk(min(3, len(change))).values[-1])  # one or two may be jumps
+    return _from_the_second(change <= min(max(_STILL_SHARE * most, _STILL[0]), _STILL[1]))
 
 
 def _last_that_moved(still: Tensor) -> Tensor:

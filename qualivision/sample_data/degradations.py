@@ -86,6 +86,7 @@ _CURVES: Final[Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
     "off_frame": ((0.03, 0.2, 0.4, 0.58, 0.75), (0.0, 0.64, 1.44, 2.24, 2.8)),
 }
 _SAMPLES: Final = (6, 31, 57)  # frames on which effects are measured
+_ON_TOP: Final = 0.5  # of clips that shake or flicker: they do so while they stand still too
 _BLOCK: Final = 8
 _NOISE_ROOM: Final = 64  # by how much the noise picture is larger than a frame: each frame sees another part of it
 _CLASHES: Final = (
@@ -100,9 +101,10 @@ _CLASHES: Final = (
 class Look:
     """Everything that makes a clip's frames: a shot, and what is done to it in time and on the screen.
 
-    `order`: the shot's moment that each frame shows. By moment, so that what freezes stands still in every way:
-    `offsets` (FRAMES, 2), jitter in pixels, and `gains` (FRAMES,), flicker. `wobble` and `melt`: amplitude in frame and sprite pixels. `noise`: int16 picture, larger than a frame.
-    `turns_into`: what the subject turns into and back, and `morph` (FRAMES,) how far it has.
+    `order`: the shot's moment that each frame shows. `offsets` (FRAMES, 2): jitter in pixels. `gains` (FRAMES,):
+    flicker. Both by moment, so that what freezes stands still in every way, or where `on_top`, by frame. `wobble` and
+    `melt`: amplitude in frame and sprite pixels. `noise`: int16 picture, larger than a frame. `turns_into`: what the
+    subject turns into and back, and `morph` (FRAMES,) how far it has.
     """
 
     shot: Shot
@@ -113,6 +115,7 @@ class Look:
     order: Integers = field(default_factory=lambda: np.arange(FRAMES))
     offsets: Floats = field(default_factory=lambda: np.zeros((FRAMES, 2)))
     gains: Floats = field(default_factory=lambda: np.ones(FRAMES))
+    on_top: bool = False
     wobble: float = 0.0
     melt: float = 0.0
     turns_into: Image.Image | None = None
@@ -126,7 +129,8 @@ class Look:
             sprite = Image.blend(self.shot.sprite, self.turns_into, float(self.morph[moment]))
         elif self.melt:
             sprite = _melted(self.shot.sprite, self.melt, moment)
-        offset = (float(self.offsets[moment, 0]), float(self.offsets[moment, 1]))
+        done = place if self.on_top else moment
+        offset = (float(self.offsets[done, 0]), float(self.offsets[done, 1]))
         frame = self.shot.frame(moment, shrink=self.shrink, offset=offset, sprite=sprite)
         if frame.width != WIDTH:
             frame = frame.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
@@ -137,7 +141,7 @@ class Look:
             frame = Image.blend(frame, coarse, self.blocking)
         if self.noise is not None:
             frame = _noisy(frame, self.noise, moment)
-        gain = float(self.gains[moment])
+        gain = float(self.gains[done])
         return frame if gain == 1 else frame.point([min(255, round(v * gain)) for v in range(256)] * 3)
 
 
@@ -323,8 +327,8 @@ def _noisy(frame: Image.Image, noise: Integers, moment: int) -> Image.Image:
 
 
 def _freeze(rng: np.random.Generator, look: Look, severity: float) -> tuple[Look, float]:
-    held = round(FRAMES * (0.12 + 0.8 * severity))
-    start = int(rng.integers(2, max(3, FRAMES - held)))
+    held = min(FRAMES, round(FRAMES * (0.12 + 1.1 * severity)))  # all of it too: a still picture is no video
+    start = int(rng.integers(0, FRAMES - held + 1))
     order = np.arange(FRAMES)
     order[start : start + held] = start
     return replace(look, order=order), float((np.diff(order) == 0).mean()) * _motion_seen(look)
@@ -350,8 +354,9 @@ def _shuffle(rng: np.random.Generator, look: Look, severity: float) -> tuple[Loo
 
 def _jitter(rng: np.random.Generator, look: Look, severity: float) -> tuple[Look, float]:
     offsets = rng.normal(0, 0.35 + 4.4 * severity, (FRAMES, 2))
-    steps = np.hypot(*np.diff(offsets[look.order], axis=0).T)
-    return replace(look, offsets=offsets), _mean_of_what_moves(steps) * _texture_seen(look)
+    on_top = bool(rng.random() < _ON_TOP)
+    steps = np.hypot(*np.diff(offsets if on_top else offsets[look.order], axis=0).T)
+    return replace(look, offsets=offsets, on_top=on_top), _mean_of_what_moves(steps) * _texture_seen(look)
 
 
 def _wobble(rng: np.random.Generator, look: Look, severity: float) -> tuple[Look, float]:
@@ -363,8 +368,10 @@ def _flicker(rng: np.random.Generator, look: Look, severity: float) -> tuple[Loo
     gains = np.exp(rng.normal(0, 0.015 + 0.24 * severity, FRAMES))
     level = np.mean([luma(look.frame(place)).mean() for place in _SAMPLES])
     # Of the change in mean brightness; the eye takes it relative to how bright the clip is.
-    steps = np.abs(np.diff(gains[look.order]))
-    return replace(look, gains=gains), _mean_of_what_moves(steps) * float(0.5 * level + 50)
+    # Where it shakes too, as that is.
+    on_top = bool(rng.random() < _ON_TOP) if not look.offsets.any() else look.on_top
+    steps = np.abs(np.diff(gains if on_top else gains[look.order]))
+    return replace(look, gains=gains, on_top=on_top), _mean_of_what_moves(steps) * float(0.5 * level + 50)
 
 
 def _melting(rng: np.random.Generator, look: Look, severity: float) -> tuple[Look, float]:
@@ -402,7 +409,7 @@ def _jump(rng: np.random.Generator, look: Look, severity: float) -> tuple[Look, 
 
 def _mean_of_what_moves(steps: Floats) -> float:
     """Of what changes from frame to frame: that a clip freezes for a while does not make the rest of it calmer."""
-    return float(steps[steps > 0].mean())
+    return float(steps[steps > 0].mean()) if steps.any() else 0.0
 
 
 def _displacement_in_time(order: Integers) -> float:
