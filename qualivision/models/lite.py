@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from qualivision.models.faults import measured_faults
 from qualivision.models.fovea import SUBJECT_CHANNELS
 from qualivision.models.lite_stem import (
     FOVEA_CHANNELS,
@@ -21,7 +22,7 @@ from qualivision.models.lite_stem import (
     LAYOUT_TIMES,
     TOP_CHANNELS,
 )
-from qualivision.models.quality import Encoder, Seen
+from qualivision.models.quality import ASPECTS, Encoder, Seen
 from qualivision.models.statistics import STATISTICS
 
 if TYPE_CHECKING:
@@ -182,7 +183,14 @@ class LiteEncoder(Encoder):
         # Of the frames only the first 1280: the earlier maps say how a picture is made, and not what it shows.
         still = torch.cat((image.mean(1)[:, :TOP_CHANNELS], layout.amax(1), layout.mean(1)), 1)
         content = torch.cat((still, near, _summary(statistics)), 1)
-        return Seen(tokens, content, {})
+        return Seen(tokens, content, {}, self.faults(activations))
+
+    def faults(self, activations: Activations) -> Tensor:
+        """See `Encoder.faults` and `faults.py`."""
+        traditional, temporal = measured_faults(activations["statistics"])
+        nothing = torch.zeros_like(traditional)
+        each = {"Traditional": traditional, "Temporal": temporal}
+        return torch.stack([each.get(aspect, nothing) for aspect in ASPECTS], 1)
 
     def measured(self, activations: Activations) -> tuple[Tensor, Tensor]:
         """See `Encoder.measured`: image features, the subject and all statistics; and the statistics alone."""

@@ -73,6 +73,8 @@ class Seen(NamedTuple):
     """(B, C): what each clip shows, for `Match`; standardised."""
     auxiliary: dict[str, Tensor]
     """By dimension, (B,) MOS: what heads of the encoder's own say of it. Empty where it has none."""
+    faults: Tensor | None = None
+    """See `Encoder.faults`."""
 
 
 class Fused(NamedTuple):
@@ -142,6 +144,13 @@ class Encoder(nn.Module, ABC):
     def see(self, activations: Activations) -> Seen:
         """The trained part."""
 
+    def faults(self, activations: Activations) -> Tensor | None:
+        """What a fault that can be measured takes from each aspect, (B, 4) logits of its MOS, 0 or more; None: nothing.
+
+        It is taken whatever the rest of a model learned, so that it counts on clips unlike those of training too.
+        """
+        return None
+
     def measured(self, activations: Activations) -> tuple[Tensor, Tensor] | None:
         """What is known of a clip before any training, (B, F) of it as a picture and (B, G) in time, for the forests.
 
@@ -193,14 +202,24 @@ class MosHead(nn.Module):
         self.own_scale = nn.Parameter(torch.ones(1))
         self.own_offset = nn.Parameter(torch.zeros(1))
 
-    def forward(self, fused: Fused, match: Tensor, joined: Joined | None = None) -> Tensor:
-        """(B, 4) MOS of the aspects, from what a fusion gives, the logits (B,) of the match, and what joins it."""
+    def forward(
+        self, fused: Fused, match: Tensor, joined: Joined | None = None, faults: Tensor | None = None
+    ) -> Tensor:
+        """(B, 4) MOS of the aspects.
+
+        Args:
+            fused: what a fusion gives.
+            match: (B,) logits of the match.
+            joined: what joins it.
+            faults: see `Encoder.faults`.
+        """
         read = zip(READ_ASPECTS, self.readouts, strict=True)
         each = {place: readout(fused.aspects[:, place])[:, 0] for place, readout in read}
         each[ALIGNMENT] = match * self.own_scale + self.own_offset
         if joined is not None:
             each[ALIGNMENT] = match * joined.trust * self.own_scale + self.own_offset + joined.known
-        return bounded(torch.stack([each[place] for place in range(len(ASPECTS))], 1))
+        logits = torch.stack([each[place] for place in range(len(ASPECTS))], 1)
+        return bounded(logits if faults is None else logits - faults)
 
     def overall(self, parts: Tensor, weights: Tensor) -> Tensor:
         """(B,) MOS of the whole, from (B, 4) MOS of the aspects and (B, 4) weights of the prompt."""
@@ -214,6 +233,11 @@ class MosHead(nn.Module):
 def bounded(logits: Tensor) -> Tensor:
     """Logits to the MOS scale, 1 to 5."""
     return MOS_MIN + (MOS_MAX - MOS_MIN) * torch.sigmoid(logits)
+
+
+def lowered(mos: Tensor, faults: Tensor) -> Tensor:
+    """MOS from which faults (logits) are taken; what is negative is given back. Up to a hundredth from the ends."""
+    return bounded(torch.logit((mos - MOS_MIN) / (MOS_MAX - MOS_MIN), eps=0.01) - faults)
 
 
 class Judge(nn.Module):
@@ -255,7 +279,7 @@ class Judge(nn.Module):
         match = self.match(seen.content, text)
         if taught is not None:
             match = torch.where(taught, match.detach(), match)
-        return self.head(fused, match, joined), fused.weights
+        return self.head(fused, match, joined, seen.faults), fused.weights
 
     def alignment_of_all_pairs(self, seen: Seen, text: Tensor) -> Tensor:
         """How well every clip fits every prompt, B clips and text (P, Dt) to (B, P) MOS, without the own scale."""
@@ -365,7 +389,8 @@ class QualityModel(nn.Module):
         found = features[0].new_full((len(features[0]), len(ASPECTS)), torch.nan)
         for forest, given, places in zip(self.forests, features, FOREST_ASPECTS, strict=True):
             found[:, places] = forest(given)
-        return found
+        faults = self.encoder.faults(activations)
+        return found if faults is None else lowered(found, faults)
 
     def mixed(self, judged: Tensor, forest: Tensor | None) -> Tensor:
         """(judges, B, 4) and (B, 4) MOS of the aspects to one (B, 4)."""

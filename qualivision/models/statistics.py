@@ -8,9 +8,6 @@ What depends on the frame before (differences, shifts) is for the first frame wh
 A video of fewer frames than are taken gives some of them several times. Measured as they come, its movement would stop
 and start all the time, and nothing would tell that from a video that freezes; so it is measured at the video's own
 rate.
-
-While a video stands still, what depends on the frame before stays what it was when something moved last: a shaky video
-that freezes is not a calm one. That it stands still is a statistic of its own.
 """
 
 from __future__ import annotations
@@ -37,8 +34,8 @@ FLOW_GRID = 8
 """... and optical flow."""
 
 _FEWEST = 12  # frames that a video is taken to have: one that stands still nearly always looks like one of two
-_STILL = (6e-4, 2.5e-3)  # a sixth of a grey level: below it nothing moves; above two thirds of one something does
-_STILL_SHARE = 0.15  # ... and between them, what changes by less than this share of what changes much
+_STILL = 6e-4  # a sixth of a grey level: below it nothing moves
+_STILL_SHARE = 0.15  # ... nor where less changes than this share of what changes where most does
 _FLOOR = 1e-4  # about a fortieth of a grey level: below it two frames are the same
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -64,7 +61,7 @@ def frame_statistics(frames: Tensor) -> tuple[Tensor, Tensor]:
         flow, where = _flow(luma)
         still = _still(luma)
         moving_last = _last_that_moved(still)
-        moves = [part[moving_last] for part in (_colour_change(coarse), *_motion(luma), *flow)]
+        moves = (_colour_change(coarse), *_motion(luma), *flow)
         parts = (*_exposure(light), *_colour(coarse, light), *_detail(luma), *_spectrum(luma), *moves, *_stills(still))
         rows.append(torch.stack(parts, dim=1)[_there_and_back(len(once), len(source))])
         moving.append(where[moving_last][source])
@@ -91,7 +88,7 @@ def _still(luma: Tensor) -> Tensor:
     """(T,) bool: in which frames nothing moves but what coding leaves, against how much does where it moves most."""
     change = (luma[1:] - luma[:-1]).abs().mean((1, 2))
     most = float(change.topk(min(3, len(change))).values[-1])  # one or two may be jumps
-    return _from_the_second(change <= min(max(_STILL_SHARE * most, _STILL[0]), _STILL[1]))
+    return _from_the_second(change <= max(_STILL_SHARE * most, _STILL))
 
 
 def _last_that_moved(still: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 RATE: Final = 24
 _FAULT_CHANCE: Final = 0.82  # per dimension; the rest of the clips have nothing wrong there
-_SECOND_CHANCE: Final = 0.3  # of a dimension with a fault, to have another that is unlike it
+_SECOND_CHANCE: Final = 0.15  # of a dimension with a fault, to have another that is unlike it
 _FAVOURED: Final = 2.0  # how much likelier a generator's favourite faults are
 _SHARED: Final = 0.4  # of a severity: clips that went wrong in one way did so in others
 _MEASURED: Final = (0.16, 0.52, 0.89)  # of a clip: where compression is measured

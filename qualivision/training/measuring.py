@@ -17,7 +17,7 @@ from qualivision.cache import CacheError
 from qualivision.labels import MOS_MAX, MOS_MIN
 from qualivision.models.bridge import class_phrases
 from qualivision.models.forest import Forest
-from qualivision.models.quality import ALIGNMENT, ASPECTS, BRIDGE_ALONE, FOREST_ASPECTS, bounded
+from qualivision.models.quality import ALIGNMENT, ASPECTS, BRIDGE_ALONE, FOREST_ASPECTS, bounded, lowered
 from qualivision.training.familiarity import fit_familiarity
 from qualivision.training.mixing import fit_weights
 
@@ -136,17 +136,21 @@ def fit_forests(model: QualityModel, train_set: ClipSet, seed: int, batch_size: 
     """The forest on pictures and the one on what changes in time; none where the encoder has nothing for them."""
     from sklearn.ensemble import ExtraTreesRegressor
 
-    found = []
+    found, apart = [], []
     for batch in _batches(model, train_set, batch_size):
         if (measured := model.encoder.measured(batch.activations)) is None:
             return []
         found.append(measured)
+        # What a measured fault takes is taken afterwards: the forests learn the rest.
+        faults, rated = model.encoder.faults(batch.activations), batch.mos[:, : len(ASPECTS)]
+        apart.append(rated if faults is None else lowered(rated, -faults))
+    rest = torch.cat(apart).cpu()
     forests = []
     for each, places in zip(zip(*found, strict=True), FOREST_ASPECTS, strict=True):
         fitted = ExtraTreesRegressor(
             TREES, min_samples_leaf=LEAF, max_features=SHARE_OF_FEATURES, n_jobs=-1, random_state=seed
         )
-        targets = train_set.mos[:, places].numpy()
+        targets = rest[:, places].numpy()
         fitted.fit(torch.cat(each).cpu().numpy(), targets if len(places) > 1 else targets[:, 0])
         forests.append(Forest.of(fitted).to(model.mixture.device))
     return forests
