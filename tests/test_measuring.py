@@ -24,7 +24,7 @@ from qualivision.cache import CacheError
 from qualivision.labels import DIMENSIONS, MOS_MAX, MOS_MIN
 from qualivision.models.bridge import class_phrases
 from qualivision.models.factory import build_model
-from qualivision.models.quality import ALIGNMENT, ASPECTS, FOREST_ASPECTS, Calibration, QualityModel
+from qualivision.models.quality import ALIGNMENT, ASPECTS, FOREST_ASPECTS, Calibration, QualityModel, lowered
 from qualivision.training import measuring
 from qualivision.training.checkpoint import load_checkpoint, read_card, save_checkpoint, trained_tensors
 from qualivision.training.data import ClipSet
@@ -199,13 +199,14 @@ def test_a_prediction_is_the_mixture_of_judges_and_forests_calibrated(measured, 
         text, seen = batch.text, [judge.see(batch.activations) for judge in measured.judges]
         joined = measured.joined(batch.activations, text, measured.familiarity(seen[0].content))
         judged = [judge.judge(own, text, joined=joined) for judge, own in zip(measured.judges, seen, strict=True)]
-        features = measured.encoder.measured(batch.activations)
+        features, taken = (of(batch.activations) for of in (measured.encoder.measured, measured.encoder.faults))
         parts = torch.zeros(3, len(ASPECTS))
         for place in range(len(ASPECTS)):
             for share, (aspects, _) in zip(measured.mixture[:, place], judged, strict=False):
                 parts[:, place] += share * aspects[:, place]
         for forest, given, places in zip(measured.forests, features, FOREST_ASPECTS, strict=True):
-            parts[:, places] += measured.mixture[-1, places] * forest(given)
+            given_back = lowered(forest(given), taken[:, places])
+            parts[:, places] += measured.mixture[-1, places] * given_back
         overall = [j.head.overall(parts, w) for j, (_, w) in zip(measured.judges, judged, strict=True)]
         wanted = torch.cat((parts, torch.stack(overall).mean(0).unsqueeze(1)), 1)
         for place in range(len(DIMENSIONS)):

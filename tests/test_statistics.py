@@ -13,7 +13,6 @@ from qualivision.models.statistics import BANDS, FLOW_GRID, LOCAL_GRID, STATISTI
 from qualivision.video import frame_indices
 
 SIDE = 128
-STATISTICS_OF_CHANGE = 1 + 19 + 15 + 2
 
 
 def texture(seed: int = 0, *, side: int = SIDE) -> torch.Tensor:
@@ -137,24 +136,31 @@ def test_a_shorter_video_has_the_rows_of_its_own_frames_there_and_back():
     assert torch.equal(moving[0], alone[1][0, frame_indices(24, 64).tolist()])
 
 
-def test_while_a_clip_stands_still_it_moves_as_before_and_says_so():
+def test_where_a_clip_stands_still_is_told_and_the_subject_stays_where_it_was():
     video = shaky(32)
-    moves, flags = slice(-STATISTICS_OF_CHANGE, -2), slice(-2, None)
     before = frame_statistics(video)[0][0]
-    video[:, :, 11:27] = video[:, :, 10:11]
-    found = frame_statistics(video)[0][0]
-    assert torch.equal(found[:11, moves], before[:11, moves])
-    assert torch.equal(found[11:27, moves], before[10:11, moves].expand(16, -1))
-    assert torch.equal(before[:, flags], torch.zeros(32, 2))
+    video[:, :, 11:27] = video[:, :, 10:11].clone()
+    found, moving = (part[0] for part in frame_statistics(video))
+    assert torch.equal(before[:, -2:], torch.zeros(32, 2)) and torch.equal(found[:11, :-2], before[:11, :-2])
     assert found[:, -2].nonzero()[:, 0].tolist() == list(range(11, 27)) and found[:, -1].unique().tolist() == [0.5]
+    assert torch.equal(moving[11:27], moving[10:11].expand(16, -1, -1)) and not torch.equal(moving[27], moving[10])
 
 
-def test_what_stands_still_from_the_start_moves_as_it_will():
+def test_a_clip_that_stands_still_at_the_start_does_so_and_its_subject_is_where_it_moves_first():
     video = shaky(16)
     video[:, :, :7] = video[:, :, 6:7].clone()
-    found = frame_statistics(video)[0][0, :12]  # as of a video of 15 frames, the first of them twice
-    assert found[:, -2].tolist() == [1.0] * 6 + [0.0] * 6
-    assert torch.equal(found[:6, -STATISTICS_OF_CHANGE:-2], found[6:7, -STATISTICS_OF_CHANGE:-2].expand(6, -1))
+    found, moving = (part[0] for part in frame_statistics(video))  # as of a video of 15 frames, the first of them twice
+    assert found[:12, -2].tolist() == [1.0] * 6 + [0.0] * 6
+    assert torch.equal(moving[:7], moving[7:8].expand(7, -1, -1))
+
+
+def test_what_coding_leaves_is_no_movement_and_slow_movement_is_one():
+    picture = texture()
+    jumps = [picture.roll(6 * number, 1) for number in range(8)]
+    coded = [jump + noise for jump in jumps for noise in (0.0, 1e-3, -1e-3, 1e-3)]
+    assert frame_statistics(clip(*coded))[0][0, :, -2].mean() == pytest.approx(0.75, abs=0.04)
+    slow = [picture * (1 - 0.004 * number) for number in range(8)]
+    assert not frame_statistics(clip(*slow))[0][0, :, -2].any()
 
 
 def test_a_still_clip_is_still_throughout():
