@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from small_models import made_up_activations, made_up_text, small_model
-from test_statistics import clip, noisy, texture
+from test_statistics import blurred, clip, noisy, texture
 
 from qualivision.models import faults
 from qualivision.models.faults import measured_faults
@@ -43,6 +43,15 @@ def test_more_noise_takes_more_from_traditional_and_nothing_from_temporal():
     assert traditional == sorted(traditional) and traditional[-1] > traditional[0] + 0.5
 
 
+def test_more_blur_takes_more_from_traditional():
+    def blur(radius: int) -> float:
+        shown = [blurred(texture().roll(2 * number, 1), radius) for number in range(8)]
+        return measured_faults(frame_statistics(clip(*shown))[0])[0].item()
+
+    levels = [blur(radius) for radius in (0, 1, 2, 4)]
+    assert levels == sorted(levels) and levels[-1] > levels[0] + 0.5
+
+
 @pytest.mark.parametrize(
     ("fault", "steps"), [("held", (0, 6, 12, 20)), ("flicker", (0.0, 0.03, 0.1, 0.3)), ("shake", (0, 1, 2))]
 )
@@ -68,7 +77,14 @@ def test_two_frames_and_values_that_are_no_numbers_take_a_finite_amount():
 def test_each_lies_where_it_is_looked_for():
     flat, loud = (frame_statistics(pan(noise=noise))[0][0].mean(0) for noise in (0.0, 0.1))
     assert loud[faults._CALM_NOISE] > flat[faults._CALM_NOISE] + 1
-    assert loud[faults._COARSE_DETAIL] == pytest.approx(flat[faults._COARSE_DETAIL].item(), abs=0.3)
+    coarse = list(faults._COARSE_DETAIL)
+    assert loud[coarse].tolist() == pytest.approx(flat[coarse].tolist(), abs=0.3)
+    soft = frame_statistics(clip(*[blurred(texture(number), 1) for number in range(3)]))[0][0].mean(0)
+    sharp = frame_statistics(clip(*[texture(number) for number in range(3)]))[0][0].mean(0)
+    lost = sharp - soft
+    assert (lost[list(faults._FINE_DETAIL)] > 0.2).all() and (
+        lost[coarse] < 0.5 * lost[list(faults._FINE_DETAIL)]
+    ).all()
     picture = texture()
     brighter = frame_statistics(clip(*[picture * (0.5 + 0.05 * number) for number in range(6)]))[0][0]
     assert brighter[1:, faults._LIGHT_CHANGE].tolist() == pytest.approx([0.05 * picture.mean().item()] * 5, rel=1e-3)
