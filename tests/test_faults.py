@@ -43,13 +43,15 @@ def test_more_noise_takes_more_from_traditional_and_nothing_from_temporal():
     assert traditional == sorted(traditional) and traditional[-1] > traditional[0] + 0.5
 
 
-def test_more_blur_takes_more_from_traditional():
+def test_more_blur_takes_more_from_traditional(monkeypatch):
+    monkeypatch.setattr(faults, "_NOISE", (0.0, 0.0))  # these pictures are fine all over, which looks like noise
+
     def blur(radius: int) -> float:
         shown = [blurred(texture().roll(2 * number, 1), radius) for number in range(8)]
         return measured_faults(frame_statistics(clip(*shown))[0])[0].item()
 
     levels = [blur(radius) for radius in (0, 1, 2, 4)]
-    assert levels == sorted(levels) and levels[-1] > levels[0] + 0.5
+    assert levels == sorted(levels) and levels[0] == 0 and levels[-1] > 0.5
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ _LIGHT_CHANGE = 44
 _CAMERA = (62, 63)
 _LONGEST_STILL = -1
 
-# Of each fault: what more of it takes, in logits of the MOS, and from where on. What usually is there takes nothing: the
-# levels are about those of the median clip of the sample data, for lost detail that of the sharpest fifth.
+# Of each fault: what more of it takes, in logits of the MOS, and from where on. What usually is there takes nothing:
+# the levels are about those of the median clip of the sample data, for lost detail that of the sharpest fifth.
 _NOISE = (0.45, -2.0)
 _UNSHARP = (1.0, 0.55)
 _STILL = (2.2, 0.1)
@@ -35,8 +35,9 @@ def measured_faults(statistics: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Two (B,) float32, logits of a MOS, 0 or more. Noise: its logarithm in the calmest fields against that of the
-        coarse detail. Lost detail: that of the coarse detail against the fine. Standing still: the longest stretch, as a share of the clip. Flicker: the logarithm of how much
-        the light changes from frame to frame. Shaking: that of how much the camera's movement does.
+        coarse detail. Lost detail: that of the coarse detail against the fine. Standing still: the longest stretch, as
+        a share of the clip. Flicker: the logarithm of how much the light changes from frame to frame. Shaking: that of
+        how much the camera's movement does.
     """
     statistics = statistics.float()
     fine, coarse = (statistics[..., places].mean(1) for places in (_FINE_DETAIL, _COARSE_DETAIL))
