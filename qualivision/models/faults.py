@@ -23,9 +23,9 @@ _LONGEST_STILL = -1
 
 # Of each fault: what more of it takes, in logits of the MOS, and from where on. What usually is there takes nothing:
 # the levels are about those of the median clip of the sample data, for lost detail that of the sharpest fifth.
-_NOISE = (0.45, -2.0)
-_UNSHARP = (1.0, 0.55)
-_STILL = (2.2, 0.1)
+_NOISE = (0.6, -2.0)
+_UNSHARP = (1.6, 0.55)
+_STILL = (3.0, 0.1)
 _FLICKER = (0.1, -6.2)
 _SHAKE = (0.15, -1.8)
 
