@@ -110,10 +110,11 @@ def _compression(frames: Frames, level: float, rng: np.random.Generator) -> Fram
     even = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        # One thread: what comes out must not depend on the machine's cores.
-        options = {"crf": str(round(level)), "preset": "veryfast", "threads": "1"}
+        # One thread, no macroblock tree: with either, x264 gives other bytes from run to run.
+        options = {"crf": str(round(level)), "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", rate=24, options=options)
         stream.height, stream.width, stream.pix_fmt = *even.shape[1:3], "yuv420p"
+        stream.thread_count = 1
         for frame in even:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
