@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from hashlib import md5
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -356,3 +357,9 @@ def test_a_torn_video_is_an_error_of_the_video(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"nothing")
     with pytest.raises(VideoError):
         distinct_frames(tmp_path / "a.mp4", 4, max_side_px=64)
+
+
+def test_x264_makes_the_same_bytes_from_run_to_run():
+    random = np.random.default_rng(0)
+    frames = np.repeat(np.repeat(random.integers(0, 256, (48, 24, 40, 3), np.uint8), 8, 1), 8, 2)
+    assert len({md5(degrade(frames, "compression", 0.6).tobytes()).hexdigest() for _ in range(4)}) == 1
