@@ -229,6 +229,20 @@ def test_a_harder_fault_is_never_rated_better(kind: str) -> None:
     assert truths == sorted(truths, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("faults", "seen"),
+    [
+        ({"off_frame": 0.5, "freeze": 0.5, "blur": 1.0}, ASKS),
+        ({"off_frame": 1.0}, {"scene": ASKS["scene"]}),
+        ({"freeze": 1.0}, {aspect: value for aspect, value in ASKS.items() if aspect != "motion"}),
+    ],
+)
+def test_what_is_out_of_the_picture_or_stands_still_is_not_shown(faults, seen, tmp_path: Path) -> None:
+    truth, _, shown = clips.render(np.random.default_rng(2), tmp_path / "clip.mp4", ASKS, ASKS, faults)
+    assert shown == seen
+    assert truth["Alignment"] == pytest.approx(graded_alignment(ASKS, seen), abs=0.3)
+
+
 @pytest.mark.parametrize("kind", ["jitter", "flicker"])
 def test_a_shaky_or_flickering_clip_that_freezes_too_is_rated_worse_and_stands_still_or_shakes_on(kind: str) -> None:
     assert truth_with({kind: 0.5, "freeze": 0.5})["Temporal"] < truth_with({kind: 0.5})["Temporal"] - 0.3

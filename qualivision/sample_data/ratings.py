@@ -34,7 +34,7 @@ _SPILL: Final = {
 _OVERALL_WEIGHTS: Final = {"Traditional": 0.26, "Alignment": 0.26, "Aesthetic": 0.2, "Temporal": 0.28}
 _PULL_TO_WORST: Final = 0.25
 # A mix of four varies less than each of them, but raters use the whole scale for their overall verdict too.
-_OVERALL_STRETCH: Final = 1.5
+_OVERALL_STRETCH: Final = 1.4
 _OVERALL_CENTRE: Final = 3.2
 
 
