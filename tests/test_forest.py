@@ -14,36 +14,34 @@ from qualivision.models.forest import Forest
 FEATURES = 7
 
 
-def fitted_on(outputs: int, *, clips: int = 120, leaf: int = 2, trees: int = 25) -> ExtraTreesRegressor:
+def fitted() -> ExtraTreesRegressor:
     random = np.random.default_rng(0)
-    features = random.normal(size=(clips, FEATURES)).astype(np.float32)
-    rated = 3 + np.tanh(features[:, :outputs]) + 0.3 * random.normal(size=(clips, outputs))
-    forest = ExtraTreesRegressor(trees, min_samples_leaf=leaf, random_state=0)
-    return forest.fit(features, rated if outputs > 1 else rated[:, 0])
+    features = random.normal(size=(120, FEATURES)).astype(np.float32)
+    rated = 3 + np.tanh(features[:, 0]) + 0.3 * random.normal(size=120)
+    return ExtraTreesRegressor(25, min_samples_leaf=2, random_state=0).fit(features, rated)
 
 
-def walked(fitted: ExtraTreesRegressor, features: np.ndarray) -> np.ndarray:
-    """(B, K): the mean over trees of the leaves that scikit-learn finds, rounded as they are kept."""
-    each = [tree.tree_.value[tree.apply(features)][..., 0].astype(np.float16) for tree in fitted.estimators_]
+def walked(trees: ExtraTreesRegressor, features: np.ndarray) -> np.ndarray:
+    """(B,): the mean over trees of the leaves that scikit-learn finds, rounded as they are kept."""
+    each = [tree.tree_.value[tree.apply(features)][:, 0, 0].astype(np.float16) for tree in trees.estimators_]
     return np.mean([leaf.astype(np.float32) for leaf in each], 0)
 
 
-@pytest.mark.parametrize("outputs", [1, 3])
-def test_it_equals_scikit_learns_prediction(outputs):
-    fitted = fitted_on(outputs)
+def test_it_equals_scikit_learns_prediction():
+    trees = fitted()
     features = np.random.default_rng(1).normal(0, 2, (500, FEATURES)).astype(np.float32)
-    found = Forest.of(fitted)(torch.from_numpy(features)).numpy()
-    assert found.shape == (500, outputs) and found.dtype == np.float32
-    np.testing.assert_allclose(found, walked(fitted, features), atol=1e-6)
-    np.testing.assert_allclose(found, fitted.predict(features).reshape(500, outputs), atol=2e-3)  # leaves are halves
+    found = Forest.of(trees)(torch.from_numpy(features)).numpy()
+    assert found.shape == (500,) and found.dtype == np.float32
+    np.testing.assert_allclose(found, walked(trees, features), atol=1e-6)
+    np.testing.assert_allclose(found, trees.predict(features), atol=2e-3)  # leaves are halves
     assert found.std() > 0.1, "else anything would be close"
 
 
 def test_a_value_beside_a_threshold_goes_the_same_way():
     """Thresholds are float64 there and float32 here: one that is rounded up would take the value above it along."""
-    fitted = fitted_on(1)
+    trees = fitted()
     rows = []
-    for tree in (estimator.tree_ for estimator in fitted.estimators_):
+    for tree in (estimator.tree_ for estimator in trees.estimators_):
         inner = tree.children_left >= 0
         for feature, threshold in zip(tree.feature[inner], tree.threshold[inner], strict=True):
             near = np.float32(threshold)
@@ -52,12 +50,12 @@ def test_a_value_beside_a_threshold_goes_the_same_way():
                 row[feature] = value
                 rows.append(row)
     features = np.stack(rows)
-    found = Forest.of(fitted)(torch.from_numpy(features)).numpy()
-    np.testing.assert_allclose(found, walked(fitted, features), atol=1e-6)
+    found = Forest.of(trees)(torch.from_numpy(features)).numpy()
+    np.testing.assert_allclose(found, walked(trees, features), atol=1e-6)
 
 
 def test_what_is_no_number_counts_as_nought_and_what_is_infinite_as_far_out():
-    forest = Forest.of(fitted_on(2))
+    forest = Forest.of(fitted())
     given = torch.zeros(3, FEATURES)
     given[1] = torch.nan
     given[2, 0] = torch.inf
@@ -71,19 +69,19 @@ def test_what_is_no_number_counts_as_nought_and_what_is_infinite_as_far_out():
 
 
 def test_half_precision_and_one_clip_are_taken():
-    forest, features = Forest.of(fitted_on(2)), torch.randn(4, FEATURES, generator=torch.Generator().manual_seed(0))
+    forest, features = Forest.of(fitted()), torch.randn(4, FEATURES, generator=torch.Generator().manual_seed(0))
     assert torch.equal(forest(features.half()), forest(features.half().float()))
     assert torch.allclose(forest(features[2:3]), forest(features)[2:3])
 
 
 def test_a_tree_of_one_leaf_is_a_constant():
     forest = ExtraTreesRegressor(3, min_samples_leaf=3).fit(np.eye(3, dtype=np.float32), [2.0, 2.0, 2.0])
-    assert Forest.of(forest)(torch.randn(5, 3)).tolist() == [[2.0]] * 5
+    assert Forest.of(forest)(torch.randn(5, 3)).tolist() == [2.0] * 5
 
 
 def test_its_size_rebuilds_it_for_its_tensors():
-    forest = Forest.of(fitted_on(2))
-    rebuilt = Forest(*forest.size, outputs=2)
+    forest = Forest.of(fitted())
+    rebuilt = Forest(*forest.size)
     rebuilt.load_state_dict(forest.state_dict())
     features = torch.randn(9, FEATURES, generator=torch.Generator().manual_seed(0))
     assert torch.equal(rebuilt(features), forest(features))
@@ -105,7 +103,7 @@ def a_tree(**changes):
 
 def test_another_order_of_the_nodes_is_refused():
     plain = SimpleNamespace(n_features_in_=1, estimators_=[a_tree()])
-    assert Forest.of(plain)(torch.tensor([[0.0], [1.0]])).tolist() == [[1.0], [5.0]]
+    assert Forest.of(plain)(torch.tensor([[0.0], [1.0]])).tolist() == [1.0, 5.0]
     turned = a_tree(children_left=np.array([2, -1, -1]), children_right=np.array([1, -1, -1]))
     with pytest.raises(ValueError, match="changed the order"):
         Forest.of(SimpleNamespace(n_features_in_=1, estimators_=[turned]))

@@ -24,7 +24,7 @@ from qualivision.cache import CacheError
 from qualivision.labels import DIMENSIONS, MOS_MAX, MOS_MIN
 from qualivision.models.bridge import class_phrases
 from qualivision.models.factory import build_model
-from qualivision.models.quality import ALIGNMENT, ASPECTS, FOREST_ASPECTS, Calibration, QualityModel, lowered
+from qualivision.models.quality import ALIGNMENT, ASPECTS, READ_ASPECTS, Calibration, QualityModel, lowered
 from qualivision.training import measuring
 from qualivision.training.checkpoint import load_checkpoint, read_card, save_checkpoint, trained_tensors
 from qualivision.training.data import ClipSet
@@ -204,9 +204,9 @@ def test_a_prediction_is_the_mixture_of_judges_and_forests_calibrated(measured, 
         for place in range(len(ASPECTS)):
             for share, (aspects, _) in zip(measured.mixture[:, place], judged, strict=False):
                 parts[:, place] += share * aspects[:, place]
-        for forest, given, places in zip(measured.forests, features, FOREST_ASPECTS, strict=True):
-            given_back = lowered(forest(given), taken[:, places])
-            parts[:, places] += measured.mixture[-1, places] * given_back
+        for forest, given, place in zip(measured.forests, features, READ_ASPECTS, strict=True):
+            given_back = lowered(forest(given), taken[:, place])
+            parts[:, place] += measured.mixture[-1, place] * given_back
         overall = [j.head.overall(parts, w) for j, (_, w) in zip(measured.judges, judged, strict=True)]
         wanted = torch.cat((parts, torch.stack(overall).mean(0).unsqueeze(1)), 1)
         for place in range(len(DIMENSIONS)):
@@ -222,7 +222,7 @@ def test_forests_teach_what_the_judges_have_not_learned(measured, data):
     """What the clips are rated for stands in their activations; the judges are untrained."""
     clips = data.clips("test")
     forest = measured.forest(clips.collate(list(range(len(clips)))).activations)
-    places = [place for group in FOREST_ASPECTS for place in group]
+    places = list(READ_ASPECTS)
     assert forest[:, [ALIGNMENT]].isnan().all() and forest[:, places].isfinite().all()
     found, rated = scored(measured, clips), clips.mos
     assert np.mean([spearmanr(found[:, place], rated[:, place]).statistic for place in places]) > 0.4
@@ -246,10 +246,10 @@ def test_measuring_takes_as_many_clips_at_once_as_training(data, monkeypatch):
 
 def test_forests_are_put_where_the_model_is(data, monkeypatch):
     model = judged_model(1)
-    monkeypatch.setattr(model.encoder, "measured", lambda activations: (torch.rand(8, 3), torch.rand(8, 2)))
+    monkeypatch.setattr(model.encoder, "measured", lambda activations: [torch.rand(8, width) for width in (3, 3, 2)])
     model.mixture = model.mixture.to("meta")  # the one device beside the CPU that there always is
     forests = measuring.fit_forests(model, data.clips("train"), 0, 8)
-    assert [value.device.type for forest in forests for value in forest.buffers()] == ["meta"] * 8
+    assert [value.device.type for forest in forests for value in forest.buffers()] == ["meta"] * 12
 
 
 def test_an_encoder_with_nothing_for_a_forest_has_none_and_is_not_asked_twice(data, monkeypatch):
@@ -279,7 +279,7 @@ def test_a_checkpoint_keeps_judges_forests_mixture_and_calibration(measured, dat
     card = replace(read_card(folder), network=network().model_copy(update={"judges": 2}), forests=sizes)
     save_checkpoint(folder, card, trained_tensors(measured))
     loaded, loaded_card = load_checkpoint(folder, with_stem=False)
-    assert loaded_card == card and len(sizes) == 2
+    assert loaded_card == card and len(sizes) == len(READ_ASPECTS)
     assert torch.equal(scored(loaded, data.clips("val")), scored(measured, data.clips("val")))
 
 
@@ -292,7 +292,7 @@ def test_training_gives_forests_and_a_resumed_run_the_same_ones(data, tmp_path):
     assert (
         straight.forests
         == resumed.forests
-        == [tuple(straight.tensors[f"forests.{number}.feature"].shape) for number in range(2)]
+        == [tuple(straight.tensors[f"forests.{number}.feature"].shape) for number in range(len(READ_ASPECTS))]
     )
     assert straight.tensors.keys() == resumed.tensors.keys()
     assert all(torch.equal(resumed.tensors[name], value) for name, value in straight.tensors.items())

@@ -168,6 +168,18 @@ def test_a_still_clip_is_still_throughout():
     assert torch.equal(found[:, -2:], torch.ones(8, 2))
 
 
+@pytest.mark.parametrize(("pulse", "still"), [(0.003, True), (0.02, False)])
+def test_a_still_clip_that_a_coder_paints_anew_now_and_then_is_still_throughout(pulse, still):
+    steps = [0.0002, 0.0002, 0.0002, pulse, 0.0002, 0.0002, pulse, 0.0002, 0.0002, pulse, 0.0002]
+    shown, sign = [texture() * 0.8], 1
+    for step in steps:
+        shown.append(shown[-1] + sign * step)
+        sign = -sign
+    found = frame_statistics(clip(*shown))[0][0]
+    assert (found[0, -1] == 1) == still
+    assert found[:, -2].mean() == (1.0 if still else pytest.approx(0.75))
+
+
 def test_channels_are_taken_as_red_green_blue():
     def colour(red: float, green: float, blue: float) -> list[float]:
         pixels = torch.tensor([red, green, blue]).view(1, 3, 1, 1).expand(2, 3, 32, 32)

@@ -23,12 +23,11 @@ _LEAF = -1
 
 
 class Forest(nn.Module):
-    """Features of a clip (B, F) to values (B, K): the mean over trees of the leaf that the clip falls into.
+    """Features of a clip (B, F) to a value (B,): the mean over trees of the leaf that the clip falls into.
 
     Args:
         trees: how many.
         nodes: the most that one of them has.
-        outputs: K.
     """
 
     feature: Tensor
@@ -36,12 +35,12 @@ class Forest(nn.Module):
     right: Tensor
     value: Tensor
 
-    def __init__(self, trees: int, nodes: int, outputs: int) -> None:
+    def __init__(self, trees: int, nodes: int) -> None:
         super().__init__()
         self.register_buffer("feature", torch.full((trees, nodes), _LEAF, dtype=torch.int16))
         self.register_buffer("threshold", torch.zeros(trees, nodes))
         self.register_buffer("right", torch.zeros(trees, nodes, dtype=torch.int16))
-        self.register_buffer("value", torch.zeros(trees, nodes, outputs, dtype=torch.float16))
+        self.register_buffer("value", torch.zeros(trees, nodes, dtype=torch.float16))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -56,7 +55,7 @@ class Forest(nn.Module):
             ValueError: more than 32767 features or nodes in a tree, or another order of nodes than is known here.
         """
         trees = [estimator.tree_ for estimator in fitted.estimators_]
-        forest = cls(len(trees), max(tree.node_count for tree in trees), trees[0].value.shape[1])
+        forest = cls(len(trees), max(tree.node_count for tree in trees))
         if max(fitted.n_features_in_, forest.size[1]) > (most := torch.iinfo(torch.int16).max):
             raise ValueError(
                 f"a forest on {fitted.n_features_in_} features with up to {forest.size[1]} nodes a tree; "
@@ -72,11 +71,11 @@ class Forest(nn.Module):
             values = np.where(is_leaf, _LEAF, tree.feature), _rounded_down(tree.threshold), right
             for held, given in zip((forest.feature, forest.threshold, forest.right), values, strict=True):
                 held[row, :count] = torch.from_numpy(given).to(held.dtype)
-            forest.value[row, :count] = torch.from_numpy(tree.value[..., 0]).half()
+            forest.value[row, :count] = torch.from_numpy(tree.value[:, 0, 0]).half()
         return forest
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, F) to (B, K) float32."""
+        """(B, F) to (B,) float32."""
         features = features.float().nan_to_num()
         row = torch.arange(len(self.feature), device=features.device)
         node = torch.zeros(len(features), len(row), dtype=torch.long, device=features.device)

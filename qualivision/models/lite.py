@@ -192,15 +192,18 @@ class LiteEncoder(Encoder):
         each = {"Traditional": traditional, "Temporal": temporal}
         return torch.stack([each.get(aspect, nothing) for aspect in ASPECTS], 1)
 
-    def measured(self, activations: Activations) -> tuple[Tensor, Tensor]:
-        """See `Encoder.measured`: image features, the subject and all statistics; and the statistics alone."""
+    def measured(self, activations: Activations) -> tuple[Tensor, ...]:
+        """See `Encoder.measured`: how the picture is made and where its subject is, twice; and how it moves.
+
+        Without what the network takes the picture for: its 1280 features drown the rest.
+        """
         statistics = activations["statistics"].float()
         levels = torch.quantile(statistics, statistics.new_tensor((0.1, 0.5, 0.9)), dim=1).transpose(0, 1).flatten(1)
         in_time = torch.cat((_summary(statistics), levels), 1)
-        near = torch.cat((activations["subject"], activations["fovea"][:, TOP_CHANNELS:].float()), 1)
         layout = activations["layout"].float()
-        still = torch.cat((activations["image"].float().mean(1), layout.mean(1), layout.amax(1)), 1)
-        return torch.cat((in_time, near, still), 1), torch.cat((in_time, near), 1)
+        finer = activations["image"][..., TOP_CHANNELS:].float().mean(1)
+        picture = torch.cat((in_time, activations["subject"], finer, layout.mean(1), layout.amax(1)), 1)
+        return picture, picture, in_time
 
 
 def _every_four(series: Tensor) -> Tensor:

@@ -41,8 +41,7 @@ ASPECTS = DIMENSIONS[:4]
 """What the fusion asks of a video. Overall is made of them."""
 ALIGNMENT = ASPECTS.index("Alignment")
 READ_ASPECTS = tuple(place for place in range(len(ASPECTS)) if place != ALIGNMENT)
-FOREST_ASPECTS = ([ASPECTS.index("Traditional"), ASPECTS.index("Aesthetic")], [ASPECTS.index("Temporal")])
-"""What the forest on pictures and the one on what changes in time say something of."""
+"""What is read from a video alone; each has a forest of its own."""
 DOUBTED = (1.1, 1.2)
 """Distances, of a clip or a prompt, from which on the match is doubted, and not believed at all; 1 is familiar."""
 BRIDGE_ALONE = 0.8
@@ -151,8 +150,8 @@ class Encoder(nn.Module, ABC):
         """
         return None
 
-    def measured(self, activations: Activations) -> tuple[Tensor, Tensor] | None:
-        """What is known of a clip before any training, (B, F) of it as a picture and (B, G) in time, for the forests.
+    def measured(self, activations: Activations) -> tuple[Tensor, ...] | None:
+        """What is known of a clip before any training: (B, F) for the forest of each of `READ_ASPECTS`.
 
         None where there is nothing: an encoder that is trained as a whole.
         """
@@ -293,7 +292,7 @@ class QualityModel(nn.Module):
         judges: one or more, whose encoders share the frozen stem.
         text_width: channels Dt of a prompt embedding.
         text: the sentence encoder, if it is trained too (`text.TextTower`).
-        forest: (trees, most nodes) of each of the two forests, where these have been fitted.
+        forests: (trees, most nodes) of the forest of each of `READ_ASPECTS`, where these have been fitted.
     """
 
     mixture: Tensor
@@ -325,8 +324,7 @@ class QualityModel(nn.Module):
 
     def hold_forests(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Have empty forests of these sizes, (trees, most nodes) each, for tensors to fill."""
-        each = zip(sizes, FOREST_ASPECTS, strict=False)
-        self.forests = cast("list[Forest]", nn.ModuleList(Forest(*size, outputs=len(places)) for size, places in each))
+        self.forests = cast("list[Forest]", nn.ModuleList(Forest(*size) for size in sizes))
 
     @property
     def encoder(self) -> Encoder:
@@ -387,8 +385,8 @@ class QualityModel(nn.Module):
         if features is None:
             return None
         found = features[0].new_full((len(features[0]), len(ASPECTS)), torch.nan)
-        for forest, given, places in zip(self.forests, features, FOREST_ASPECTS, strict=True):
-            found[:, places] = forest(given)
+        for forest, given, place in zip(self.forests, features, READ_ASPECTS, strict=True):
+            found[:, place] = forest(given)
         faults = self.encoder.faults(activations)
         return found if faults is None else lowered(found, faults)
 

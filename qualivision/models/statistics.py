@@ -35,6 +35,7 @@ FLOW_GRID = 8
 
 _FEWEST = 12  # frames that a video is taken to have: one that stands still nearly always looks like one of two
 _STILL = 6e-4  # a sixth of a grey level: below it nothing moves
+_CALM, _PULSE = 1e-3, 5e-3  # of a picture that most often changes by less than the one, coding alone changes the other
 _STILL_SHARE = 0.15  # ... nor where less changes than this share of what changes where most does
 _FLOOR = 1e-4  # about a fortieth of a grey level: below it two frames are the same
 _LUMA = (0.299, 0.587, 0.114)
@@ -88,7 +89,9 @@ def _still(luma: Tensor) -> Tensor:
     """(T,) bool: in which frames nothing moves but what coding leaves, against how much does where it moves most."""
     change = (luma[1:] - luma[:-1]).abs().mean((1, 2))
     most = float(change.topk(min(3, len(change))).values[-1])  # one or two may be jumps
-    return _from_the_second(change <= max(_STILL_SHARE * most, _STILL))
+    # A coder comes back to a still picture now and then, and where nothing moves at all that is the most there is.
+    least = _PULSE if float(change.median()) <= _CALM else _STILL
+    return _from_the_second(change <= max(_STILL_SHARE * most, least))
 
 
 def _last_that_moved(still: Tensor) -> Tensor:

@@ -38,8 +38,8 @@ RATE: Final = 24
 _FAULT_CHANCE: Final = 0.82  # per dimension; the rest of the clips have nothing wrong there
 _SECOND_CHANCE: Final = 0.15  # of a dimension with a fault, to have another that is unlike it
 _FAVOURED: Final = 2.0  # how much likelier a generator's favourite faults are
-# Of a severity: clips that went wrong in one way did so in others. In TaobaoVD-GC's 4000 labels Traditional and Temporal
-# go together (PLCC .44), and Aesthetic with neither.
+# Of a severity: clips that went wrong in one way did so in others. In TaobaoVD-GC's 4000 labels Traditional and
+# Temporal go together (PLCC .44), and Aesthetic with neither.
 _SHARED: Final = {"Traditional": 0.75, "Aesthetic": 0.25, "Temporal": 0.75}
 _LEAST_SHOWN: Final = 0.5  # of a subject, on average: with less in the picture nobody can tell what it is
 _LEAST_TIME: Final = 0.25  # of the clip's time: from less of it nobody can tell a motion

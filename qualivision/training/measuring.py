@@ -17,7 +17,7 @@ from qualivision.cache import CacheError
 from qualivision.labels import MOS_MAX, MOS_MIN
 from qualivision.models.bridge import class_phrases
 from qualivision.models.forest import Forest
-from qualivision.models.quality import ALIGNMENT, ASPECTS, BRIDGE_ALONE, FOREST_ASPECTS, bounded, lowered
+from qualivision.models.quality import ALIGNMENT, ASPECTS, BRIDGE_ALONE, READ_ASPECTS, bounded, lowered
 from qualivision.training.familiarity import fit_familiarity
 from qualivision.training.mixing import fit_weights
 
@@ -133,7 +133,7 @@ def _fit_bridge(model: QualityModel, clips: ClipSet, batch_size: int) -> float:
 
 
 def fit_forests(model: QualityModel, train_set: ClipSet, seed: int, batch_size: int) -> list[Forest]:
-    """The forest on pictures and the one on what changes in time; none where the encoder has nothing for them."""
+    """The forest of each of `READ_ASPECTS`; none where the encoder has nothing for them."""
     from sklearn.ensemble import ExtraTreesRegressor
 
     found, apart = [], []
@@ -146,12 +146,11 @@ def fit_forests(model: QualityModel, train_set: ClipSet, seed: int, batch_size: 
         apart.append(rated if faults is None else lowered(rated, -faults))
     rest = torch.cat(apart).cpu()
     forests = []
-    for each, places in zip(zip(*found, strict=True), FOREST_ASPECTS, strict=True):
+    for each, place in zip(zip(*found, strict=True), READ_ASPECTS, strict=True):
         fitted = ExtraTreesRegressor(
             TREES, min_samples_leaf=LEAF, max_features=SHARE_OF_FEATURES, n_jobs=-1, random_state=seed
         )
-        targets = rest[:, places].numpy()
-        fitted.fit(torch.cat(each).cpu().numpy(), targets if len(places) > 1 else targets[:, 0])
+        fitted.fit(torch.cat(each).cpu().numpy(), rest[:, place].numpy())
         forests.append(Forest.of(fitted).to(model.mixture.device))
     return forests
 
