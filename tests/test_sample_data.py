@@ -30,7 +30,7 @@ from qualivision.labels import (
     videos_dir,
 )
 from qualivision.sample_data import SampleDataError, SampleSummary, clips, make_sample_data, writing
-from qualivision.sample_data.content import draw_prompts
+from qualivision.sample_data.content import MOTIONS, draw_prompts
 from qualivision.sample_data.degradations import KINDS, Look, are_alike, degrade, loss_of, luma
 from qualivision.sample_data.pictures import SCENE_SIZE, scene_picture
 from qualivision.sample_data.ratings import combined, latent_truth
@@ -232,12 +232,11 @@ def test_a_harder_fault_is_never_rated_better(kind: str) -> None:
 @pytest.mark.parametrize(
     ("faults", "seen"),
     [
-        ({"off_frame": 0.5, "freeze": 0.5, "blur": 1.0}, ASKS),
-        ({"off_frame": 1.0}, {"scene": ASKS["scene"]}),
+        ({"off_frame": 1.0, "freeze": 0.5, "blur": 1.0}, ASKS),
         ({"freeze": 1.0}, {aspect: value for aspect, value in ASKS.items() if aspect != "motion"}),
     ],
 )
-def test_what_is_out_of_the_picture_or_stands_still_is_not_shown(faults, seen, tmp_path: Path) -> None:
+def test_a_still_picture_shows_no_motion(faults, seen, tmp_path: Path) -> None:
     truth, _, shown = clips.render(np.random.default_rng(2), tmp_path / "clip.mp4", ASKS, ASKS, faults)
     assert shown == seen
     assert truth["Alignment"] == pytest.approx(graded_alignment(ASKS, seen), abs=0.3)
@@ -256,10 +255,30 @@ def test_a_shaky_or_flickering_clip_that_freezes_too_is_rated_worse_and_stands_s
     assert found == {True, False}
 
 
+@pytest.mark.parametrize("motion", sorted(MOTIONS))
+def test_a_subject_that_is_off_frame_can_still_be_told(motion: str) -> None:
+    shares = [
+        make_shot(np.random.default_rng(3), ASKS | {"motion": motion}, off_frame=amount).shown_share().mean()
+        for amount in (0.0, 0.02, 0.5, 1.0)
+    ]
+    assert shares == sorted(shares, reverse=True) and len(set(shares)) == len(shares)
+    assert shares[-1] == pytest.approx(0.5)
+
+
 def test_a_freeze_goes_up_to_a_still_picture() -> None:
     rng = np.random.default_rng(0)
     look = degrade(rng, make_shot(rng, ASKS), {"freeze": 0.95}).look
     assert set(look.order.tolist()) == {0}
+
+
+@pytest.mark.parametrize("motion", sorted(MOTIONS))
+def test_a_still_picture_is_rated_as_one_whatever_would_have_moved(motion: str) -> None:
+    def truth(severity: float) -> float:
+        rng = np.random.default_rng(5)
+        losses = degrade(rng, make_shot(rng, ASKS | {"motion": motion}), {"freeze": severity}).losses
+        return latent_truth({dimension: combined(each) for dimension, each in losses.items()}, ASKS, ASKS)["Temporal"]
+
+    assert truth(1.0) < 2 and truth(1.0) < truth(0.5) - 0.5
 
 
 @pytest.mark.parametrize("kind", ["smooth", "morph", "jump"])

@@ -83,10 +83,11 @@ _CURVES: Final[Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
     "washed_out": ((0.05, 0.25, 0.45, 0.65, 0.8), (0.0, 0.72, 1.52, 2.4, 2.96)),
     "palette_clash": ((4.0, 18.0, 40.0, 62.0, 85.0), (0.0, 0.72, 1.52, 2.32, 2.88)),
     "clutter": ((0.01, 0.05, 0.12, 0.2, 0.3), (0.0, 0.72, 1.6, 2.4, 2.96)),
-    "off_frame": ((0.03, 0.2, 0.4, 0.58, 0.75), (0.0, 0.64, 1.44, 2.24, 2.8)),
+    "off_frame": ((0.03, 0.14, 0.26, 0.38, 0.5), (0.0, 0.64, 1.44, 2.24, 2.8)),
 }
 _SAMPLES: Final = (6, 31, 57)  # frames on which effects are measured
 _ON_TOP: Final = 0.5  # of clips that shake or flicker: they do so while they stand still too
+_PLAINLY_STILL: Final = 4  # the higher, the more of a clip must stand still to be seen without any motion
 _BLOCK: Final = 8
 _NOISE_ROOM: Final = 64  # by how much the noise picture is larger than a frame: each frame sees another part of it
 _CLASHES: Final = (
@@ -331,7 +332,10 @@ def _freeze(rng: np.random.Generator, look: Look, severity: float) -> tuple[Look
     start = int(rng.integers(0, FRAMES - held + 1))
     order = np.arange(FRAMES)
     order[start : start + held] = start
-    return replace(look, order=order), float((np.diff(order) == 0).mean()) * _motion_seen(look)
+    still = float((np.diff(order) == 0).mean())
+    # That some of a clip stands still is seen by what moved before; that nearly all of it does, by anyone.
+    seen = _motion_seen(look)
+    return replace(look, order=order), still * (seen + (1 - seen) * still**_PLAINLY_STILL)
 
 
 def _judder(rng: np.random.Generator, look: Look, severity: float) -> tuple[Look, float]:

@@ -118,7 +118,7 @@ def make_shot(rng: np.random.Generator, shows: Mapping[str, str], off_frame: flo
     Args:
         rng: draws camera, light, place and size.
         shows: `subject`, `scene`, `motion`, and `colour` where the subject is drawn.
-        off_frame: 0 to 1, how far the subject is moved over the edge; 1 leaves about a seventh of it.
+        off_frame: 0 to 1, how far the subject is moved over the edge; 1 leaves half of it in the picture.
     """
     canvas = scene_picture(shows["scene"])
     if rng.random() < 0.5:
@@ -200,7 +200,7 @@ def _off_frame(rng: np.random.Generator, motion: str, centres: Floats, sizes: Fl
         return centres
     across = motion in ("rise", "bounce") or (motion in ("spin", "grow") and rng.random() < 0.5)
     axis, limit = (0, WIDTH) if across else (1, HEIGHT)
-    hidden = (0.15 + 0.7 * amount) * sizes
+    hidden = (0.12 + 0.38 * amount) * sizes
     far = rng.random() < 0.5
     edge = limit - sizes / 2 + hidden if far else sizes / 2 - hidden
     moved = centres.copy()
