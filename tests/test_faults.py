@@ -9,10 +9,11 @@ from test_statistics import blurred, clip, noisy, texture
 
 from qualivision.models import faults
 from qualivision.models.faults import measured_faults
-from qualivision.models.quality import ASPECTS, lowered
+from qualivision.models.quality import ASPECTS, bounded, logits_of
 from qualivision.models.statistics import frame_statistics
 
 FRAMES = 24
+ALL_STILL = sum(much * (1 - above) for much, above in (faults._STILL, faults._NEARLY_ALL))
 TRADITIONAL, TEMPORAL = ASPECTS.index("Traditional"), ASPECTS.index("Temporal")
 
 
@@ -45,6 +46,7 @@ def test_more_noise_takes_more_from_traditional():
 
 def test_more_blur_takes_more_from_traditional(monkeypatch):
     monkeypatch.setattr(faults, "_NOISE", (0.0, 0.0))  # these pictures are fine all over, which looks like noise
+    monkeypatch.setattr(faults, "_SMOOTH", (0.0, 0.0))
 
     def blur(radius: int) -> float:
         shown = [blurred(texture().roll(2 * number, 1), radius) for number in range(8)]
@@ -52,6 +54,24 @@ def test_more_blur_takes_more_from_traditional(monkeypatch):
 
     levels = [blur(radius) for radius in (0, 1, 2, 4)]
     assert levels == sorted(levels) and levels[0] == 0 and levels[-1] > 0.5
+
+
+def test_less_texture_takes_more_from_traditional_and_noise_gives_none_of_it_back(monkeypatch):
+    plain = torch.full_like(texture(), 0.5)
+
+    def taken_of(share: float, noise: float = 0.0) -> float:
+        picture = plain + share * (texture() - plain)
+        pan = [picture.roll(2 * number, 1) for number in range(8)]
+        return measured_faults(frame_statistics(clip(*(noisy(one, noise) if noise else one for one in pan)))[0])[
+            0
+        ].item()
+
+    noisier = [taken_of(0.1, noise) for noise in (0.0, 0.02, 0.05, 0.1)]
+    assert noisier == sorted(noisier), "noise looks like texture where there is little, and costs more than it brings"
+    monkeypatch.setattr(faults, "_NOISE", (0.0, 0.0))
+    monkeypatch.setattr(faults, "_UNSHARP", (0.0, 0.0))
+    lost = [taken_of(share) for share in (1.0, 0.5, 0.2, 0.05)]
+    assert lost == sorted(lost) and lost[-1] > lost[0] + 1
 
 
 @pytest.mark.parametrize(
@@ -66,8 +86,9 @@ def test_more_of_what_is_wrong_in_time_takes_more_from_temporal(fault, steps):
 def test_a_short_stop_takes_nothing_and_a_still_picture_most():
     assert taken(held=1)[1] == pytest.approx(taken()[1], abs=0.05)
     still = measured_faults(frame_statistics(clip(*[texture()] * FRAMES))[0])[1].item()
-    much, above = faults._STILL
-    assert still == pytest.approx(much * (1 - above), abs=1e-6)
+    assert still == pytest.approx(ALL_STILL, abs=1e-6)
+    half, most = (taken(held=held)[1] - taken()[1] for held in (FRAMES // 2, FRAMES - 5))
+    assert most > 2 * half, "the last third of a clip that stands still takes more than the ones before"
 
 
 def test_two_frames_and_values_that_are_no_numbers_take_a_finite_amount():
@@ -95,10 +116,11 @@ def test_each_lies_where_it_is_looked_for():
     assert abs(across) > 0.2 and abs(down) < 0.1 * abs(across)
 
 
-def test_taking_and_giving_back_are_inverse_within_the_scale():
-    mos, by = torch.tensor([[1.5, 3.0, 4.4, 2.0]]), torch.tensor([[0.4, 0.0, 1.0, 0.7]])
-    assert torch.allclose(lowered(lowered(mos, -by), by), mos, atol=1e-4)
-    assert (lowered(mos, by) <= mos + 1e-6).all()
+def test_logits_are_the_inverse_of_a_mos_within_the_scale():
+    mos = torch.tensor([[1.3, 3.0, 4.4, 2.0]])
+    assert torch.allclose(bounded(logits_of(mos)), mos, atol=1e-5)
+    ends = logits_of(torch.tensor([1.0, 5.0]))
+    assert ends.isfinite().all() and bounded(ends).tolist() == pytest.approx([1.2, 4.8], abs=1e-5)
 
 
 def test_a_model_takes_them_whatever_its_weights_say():
@@ -109,13 +131,13 @@ def test_a_model_takes_them_whatever_its_weights_say():
     calm["statistics"][:, :, faults._LONGEST_STILL] = 0.0
     stopped = {name: value.clone() for name, value in calm.items()}
     stopped["statistics"][:, :, faults._LONGEST_STILL] = 1.0
-    much, above = faults._STILL
     difference = model.encoder.faults(stopped) - model.encoder.faults(calm)
-    assert difference[:, TEMPORAL].tolist() == pytest.approx([much * (1 - above)] * 2, abs=1e-5)
+    assert difference[:, TEMPORAL].tolist() == pytest.approx([ALL_STILL] * 2, abs=1e-5)
     assert (difference[:, [place for place in range(4) if place != TEMPORAL]] == 0).all()
     with torch.no_grad():
         seen = model.judges[0].see(stopped)
         with_it = model.judges[0].judge(seen, text)[0]
         without = model.judges[0].judge(seen._replace(faults=None), text)[0]
-    assert torch.allclose(with_it, lowered(without, seen.faults), atol=1e-3)
+    logits = torch.logit((without - 1) / 4) - seen.faults
+    assert torch.allclose(with_it, bounded(logits), atol=1e-3)
     assert (with_it[:, TEMPORAL] < without[:, TEMPORAL]).all()

@@ -65,7 +65,7 @@ def test_what_is_no_number_counts_as_nought_and_what_is_infinite_as_far_out():
     far = torch.zeros(1, FEATURES)
     far[0, 0], far[0, 1] = 1e9, -1e9
     assert torch.equal(found[2:], forest(far))
-    assert forest.value.min() <= found.min() and found.max() <= forest.value.max()
+    assert forest.logit.min() <= found.min() and found.max() <= forest.logit.max()
 
 
 def test_half_precision_and_one_clip_are_taken():

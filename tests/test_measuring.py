@@ -24,7 +24,7 @@ from qualivision.cache import CacheError
 from qualivision.labels import DIMENSIONS, MOS_MAX, MOS_MIN
 from qualivision.models.bridge import class_phrases
 from qualivision.models.factory import build_model
-from qualivision.models.quality import ALIGNMENT, ASPECTS, READ_ASPECTS, Calibration, QualityModel, lowered
+from qualivision.models.quality import ALIGNMENT, ASPECTS, READ_ASPECTS, Calibration, QualityModel, bounded
 from qualivision.training import measuring
 from qualivision.training.checkpoint import load_checkpoint, read_card, save_checkpoint, trained_tensors
 from qualivision.training.data import ClipSet
@@ -205,8 +205,7 @@ def test_a_prediction_is_the_mixture_of_judges_and_forests_calibrated(measured, 
             for share, (aspects, _) in zip(measured.mixture[:, place], judged, strict=False):
                 parts[:, place] += share * aspects[:, place]
         for forest, given, place in zip(measured.forests, features, READ_ASPECTS, strict=True):
-            given_back = lowered(forest(given), taken[:, place])
-            parts[:, place] += measured.mixture[-1, place] * given_back
+            parts[:, place] += measured.mixture[-1, place] * bounded(forest(given) - taken[:, place])
         overall = [j.head.overall(parts, w) for j, (_, w) in zip(measured.judges, judged, strict=True)]
         wanted = torch.cat((parts, torch.stack(overall).mean(0).unsqueeze(1)), 1)
         for place in range(len(DIMENSIONS)):

@@ -1,4 +1,4 @@
-"""A forest of extremely randomised trees, as tensors: what a whole clip's features say of its MOS.
+"""A forest of extremely randomised trees, as tensors: what a whole clip's features say of its MOS, in logits.
 
 Fitted by scikit-learn (`training/measuring.py`), kept and walked as tensors, so that scoring needs torch alone. A few
 hundred clips teach it thresholds ("frozen for more than so long") that a network needs many more to find; and it never
@@ -23,7 +23,7 @@ _LEAF = -1
 
 
 class Forest(nn.Module):
-    """Features of a clip (B, F) to a value (B,): the mean over trees of the leaf that the clip falls into.
+    """Features of a clip (B, F) to a logit (B,): the mean over trees of the leaf that the clip falls into.
 
     Args:
         trees: how many.
@@ -33,14 +33,14 @@ class Forest(nn.Module):
     feature: Tensor
     threshold: Tensor
     right: Tensor
-    value: Tensor
+    logit: Tensor
 
     def __init__(self, trees: int, nodes: int) -> None:
         super().__init__()
         self.register_buffer("feature", torch.full((trees, nodes), _LEAF, dtype=torch.int16))
         self.register_buffer("threshold", torch.zeros(trees, nodes))
         self.register_buffer("right", torch.zeros(trees, nodes, dtype=torch.int16))
-        self.register_buffer("value", torch.zeros(trees, nodes, dtype=torch.float16))
+        self.register_buffer("logit", torch.zeros(trees, nodes, dtype=torch.float16))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -71,7 +71,7 @@ class Forest(nn.Module):
             values = np.where(is_leaf, _LEAF, tree.feature), _rounded_down(tree.threshold), right
             for held, given in zip((forest.feature, forest.threshold, forest.right), values, strict=True):
                 held[row, :count] = torch.from_numpy(given).to(held.dtype)
-            forest.value[row, :count] = torch.from_numpy(tree.value[:, 0, 0]).half()
+            forest.logit[row, :count] = torch.from_numpy(tree.value[:, 0, 0]).half()
         return forest
 
     def forward(self, features: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Forest(nn.Module):
             goes_left = features.gather(1, asked.clamp(min=0)) <= self.threshold[row, node]
             after = torch.where(goes_left, node + 1, self.right[row, node].long())
             node = torch.where(asked == _LEAF, node, after)
-        return self.value[row, node].float().mean(1)
+        return self.logit[row, node].float().mean(1)
 
 
 def _rounded_down(thresholds: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:

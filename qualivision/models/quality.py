@@ -234,9 +234,9 @@ def bounded(logits: Tensor) -> Tensor:
     return MOS_MIN + (MOS_MAX - MOS_MIN) * torch.sigmoid(logits)
 
 
-def lowered(mos: Tensor, faults: Tensor) -> Tensor:
-    """MOS from which faults (logits) are taken; what is negative is given back. Up to a hundredth from the ends."""
-    return bounded(torch.logit((mos - MOS_MIN) / (MOS_MAX - MOS_MIN), eps=0.01) - faults)
+def logits_of(mos: Tensor) -> Tensor:
+    """MOS to logits, the inverse of `bounded`, up to a twentieth of the scale from its ends: ratings reach them."""
+    return torch.logit((mos - MOS_MIN) / (MOS_MAX - MOS_MIN), eps=0.05)
 
 
 class Judge(nn.Module):
@@ -388,7 +388,7 @@ class QualityModel(nn.Module):
         for forest, given, place in zip(self.forests, features, READ_ASPECTS, strict=True):
             found[:, place] = forest(given)
         faults = self.encoder.faults(activations)
-        return found if faults is None else lowered(found, faults)
+        return bounded(found if faults is None else found - faults)
 
     def mixed(self, judged: Tensor, forest: Tensor | None) -> Tensor:
         """(judges, B, 4) and (B, 4) MOS of the aspects to one (B, 4)."""

@@ -17,7 +17,7 @@ from qualivision.cache import CacheError
 from qualivision.labels import MOS_MAX, MOS_MIN
 from qualivision.models.bridge import class_phrases
 from qualivision.models.forest import Forest
-from qualivision.models.quality import ALIGNMENT, ASPECTS, BRIDGE_ALONE, READ_ASPECTS, bounded, lowered
+from qualivision.models.quality import ALIGNMENT, ASPECTS, BRIDGE_ALONE, READ_ASPECTS, bounded, logits_of
 from qualivision.training.familiarity import fit_familiarity
 from qualivision.training.mixing import fit_weights
 
@@ -142,8 +142,8 @@ def fit_forests(model: QualityModel, train_set: ClipSet, seed: int, batch_size: 
             return []
         found.append(measured)
         # What a measured fault takes is taken afterwards: the forests learn the rest.
-        faults, rated = model.encoder.faults(batch.activations), batch.mos[:, : len(ASPECTS)]
-        apart.append(rated if faults is None else lowered(rated, -faults))
+        faults, rated = model.encoder.faults(batch.activations), logits_of(batch.mos[:, : len(ASPECTS)])
+        apart.append(rated if faults is None else rated + faults)
     rest = torch.cat(apart).cpu()
     forests = []
     for each, place in zip(zip(*found, strict=True), READ_ASPECTS, strict=True):
