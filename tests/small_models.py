@@ -20,6 +20,7 @@ import torch
 from qualivision import tracking
 from qualivision.frames import clip_name, stem_cache
 from qualivision.labels import DIMENSIONS, MOS_COLUMNS, labels_path, videos_dir
+from qualivision.models import faults
 from qualivision.models.bridge import CLASSES, class_phrases
 from qualivision.models.dover import ConvNeXt3D, VideoHead
 from qualivision.models.factory import base_hash, build_model
@@ -127,6 +128,15 @@ class DataSet:
         return labels_path(self.root / "data", split)
 
 
+HARDLY_A_FAULT = {
+    (*faults._FINE_DETAIL, *faults._COARSE_DETAIL): 0.0,
+    (faults._FINEST_DETAIL,): 0.0,
+    (faults._CALM_NOISE,): faults._NOISE[1],
+    (faults._LIGHT_CHANGE, *faults._CAMERA, faults._LONGEST_STILL): 0.0,
+}
+"""Places among the statistics, and levels near which `faults.py` takes little or nothing."""
+
+
 def write_data_set(root: Path, *, train: int = 40, val: int = 12, spoil: str | None = None) -> DataSet:
     """Write one; `spoil` names a clip one of whose activations is made NaN."""
     random = np.random.default_rng(0)
@@ -141,6 +151,9 @@ def write_data_set(root: Path, *, train: int = 40, val: int = 12, spoil: str | N
             image[:, : 20 * len(levels)] += 4 * np.repeat(levels - 0.5, 20)
             statistics = random.normal(0, 1, (4, STATISTICS))
             statistics[:, : len(levels)] += 4 * (levels - 0.5)
+            for places, level in HARDLY_A_FAULT.items():  # what is measured has no part in these ratings
+                statistics[:, places] = level + 0.03 * statistics[:, places]
+            statistics[:, faults._LONGEST_STILL] = statistics[0, faults._LONGEST_STILL].clip(0, 1)
             if name == spoil:
                 statistics[1, 0] = np.nan
             wanted[clip_name(split, name)] = key = f"{split}-{name}"
