@@ -12,6 +12,7 @@ export PATH := $(BIN):$(PATH)
 export DVC_SITE_CACHE_DIR := $(CURDIR)/state/dvc
 export DVC_NO_ANALYTICS := true
 export OMP_WAIT_POLICY := PASSIVE
+export GOMP_SPINCOUNT := 20000
 
 .PHONY: help demo test check install data clean
 

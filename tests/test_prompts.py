@@ -134,13 +134,15 @@ def test_an_embedding_does_not_depend_on_the_prompts_beside_it(minilm):
     np.testing.assert_allclose(alone, beside, atol=1e-6)
 
 
-def test_an_encoder_is_taken_from_a_folder(minilm):
-    folder = PromptEncoder(prompts._location(MINILM))
-    np.testing.assert_array_equal(folder.encode(["a cat runs"]), minilm.encode(["a cat runs"]))
+def test_what_comes_along_embeds_as_its_library_does_from_a_folder(minilm):
+    given = ["a cat runs", "", "Ein Käfer läuft 🐞 über 桌子", "naïve café", "word " * 400, "x" * 600, *"abcdef" * 7]
+    folder = PromptEncoder(str(prompts._packaged()))
+    np.testing.assert_allclose(minilm.encode(given), folder.encode(given), atol=1e-6)
+    assert minilm.encode([]).shape == (0, 384)
 
 
-@pytest.mark.parametrize("kind", ["unknown name", "no folder", "empty folder", "damaged weights"])
-def test_an_encoder_that_can_not_be_loaded_names_the_way_out_in_one_line(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["unknown name", "no folder", "empty folder", "damaged weights", "damaged package"])
+def test_an_encoder_that_can_not_be_loaded_names_the_way_out_in_one_line(tmp_path, monkeypatch, kind):
     name = str(tmp_path / "encoder")
     match kind:
         case "unknown name":
@@ -150,9 +152,12 @@ def test_an_encoder_that_can_not_be_loaded_names_the_way_out_in_one_line(tmp_pat
         case "damaged weights":
             import shutil
 
-            shutil.copytree(prompts._location(MINILM), name)
+            shutil.copytree(prompts._packaged(), name)
             weights = tmp_path / "encoder" / "model.safetensors"
             weights.write_bytes(weights.read_bytes()[:1000])
+        case "damaged package":
+            name = MINILM
+            monkeypatch.setattr(prompts, "_packaged", lambda: tmp_path / "encoder")
     with pytest.raises(PromptError, match=r"can't be loaded .*set text\.encoder in params\.yaml to all-Min") as refused:
         PromptEncoder(name)
     assert repr(name) in str(refused.value)

@@ -50,9 +50,20 @@ def of_picture(group, picture: torch.Tensor) -> torch.Tensor:
     return torch.stack([part[0] for part in group(picture[None])])
 
 
+def half(pictures: torch.Tensor) -> torch.Tensor:
+    """(T, H, W) pictures at half their size."""
+    return functional.avg_pool2d(pictures, 2)
+
+
+def detail(pictures: torch.Tensor) -> list[torch.Tensor]:
+    """Statistics of detail."""
+    return statistics._detail(pictures, half(pictures), half(half(pictures)))
+
+
 def motion(*pictures: torch.Tensor) -> torch.Tensor:
     """(T, statistics of motion)."""
-    return torch.stack(statistics._motion(torch.stack(pictures)), 1)
+    luma = torch.stack(pictures)
+    return torch.stack(statistics._motion(luma, half(luma)), 1)
 
 
 @pytest.mark.parametrize(("count", "height", "width"), [(2, 32, 32), (3, 64, 48), (5, 45, 97), (4, 160, 160)])
@@ -91,7 +102,7 @@ def test_statistics_come_group_by_group():
     luma = (frames[0] * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1, 1)).sum(0)
     found = frame_statistics(frames)[0][0]
     exposure = torch.stack(statistics._exposure(functional.avg_pool2d(luma, 4)), 1)
-    change, flow = torch.stack(statistics._motion(luma), 1), torch.stack(statistics._flow(luma)[0], 1)
+    change, flow = motion(*luma), torch.stack(statistics._flow(half(luma))[0], 1)
     stills = torch.zeros(4, 2)
     moving = torch.cat((change, flow, stills), 1)
     assert torch.allclose(found[:, : exposure.shape[1]], exposure, atol=1e-5)
@@ -209,25 +220,23 @@ def test_dark_and_bright_shares_count_crushed_and_blown_out_pixels():
 
 
 def test_blur_lowers_gradient_energy_at_every_scale():
-    sharp, soft = (of_picture(statistics._detail, picture)[:6] for picture in (texture(), blurred(texture())))
+    sharp, soft = (of_picture(detail, picture)[:6] for picture in (texture(), blurred(texture())))
     assert (soft < sharp - 0.05).all()
 
 
 def test_more_blur_lowers_the_finest_gradients_more():
-    energies = [of_picture(statistics._detail, blurred(texture(), radius))[0] for radius in (1, 2, 4)]
+    energies = [of_picture(detail, blurred(texture(), radius))[0] for radius in (1, 2, 4)]
     assert energies[0] > energies[1] > energies[2]
 
 
 def test_noise_raises_every_noise_statistic():
-    clean, grainy = (of_picture(statistics._detail, picture)[6:9] for picture in (texture(), noisy(texture())))
+    clean, grainy = (of_picture(detail, picture)[6:9] for picture in (texture(), noisy(texture())))
     assert (grainy > clean + 0.1).all()
 
 
 @pytest.mark.parametrize("pitch", [4, 8, 16])
 def test_a_block_grid_raises_periodicity_in_both_directions(pitch):
-    plain, coarse = (
-        of_picture(statistics._detail, picture)[9:11] for picture in (texture(), blocked(texture(), pitch))
-    )
+    plain, coarse = (of_picture(detail, picture)[9:11] for picture in (texture(), blocked(texture(), pitch)))
     assert (coarse > plain + 0.3).all()
 
 
@@ -247,7 +256,7 @@ def test_a_frozen_clip_is_at_the_floor_of_all_differences():
     frozen = motion(*[texture()] * 4)[1:]
     floor = math.log(statistics._FLOOR)
     assert torch.allclose(frozen[:, 0], torch.tensor(floor))
-    across, down, _ = statistics._shift(texture().expand(3, -1, -1), 1)
+    across, down, _ = statistics._shift(half(texture().expand(3, -1, -1)), 1)
     assert (across == 0).all() and (down == 0).all()
     moving = motion(*[texture().roll(step, 1) for step in range(4)])[1:]
     assert (moving[:, 0] > floor + 1).all()
@@ -268,23 +277,23 @@ def test_flicker_raises_the_luma_difference_and_keeps_its_sign():
 )
 def test_a_shift_of_the_picture_is_measured_in_sign_and_size(right, down):
     pictures = torch.stack([texture().roll((down * step, right * step), (0, 1)) for step in range(3)])
-    across, vertical, certain = statistics._shift(pictures, 1)
+    across, vertical, certain = statistics._shift(half(pictures), 1)
     assert across[:, 0].tolist() == [right, right]
     assert vertical[:, 0].tolist() == [down, down]
     assert (certain > 0.2).all()
 
 
 def test_an_unrelated_picture_gives_no_certain_shift():
-    moved = statistics._shift(torch.stack([texture(0), texture(0).roll(6, 1)]), 1)[2]
-    cut = statistics._shift(torch.stack([texture(0), texture(1)]), 1)[2]
+    moved = statistics._shift(half(torch.stack([texture(0), texture(0).roll(6, 1)])), 1)[2]
+    cut = statistics._shift(half(torch.stack([texture(0), texture(1)])), 1)[2]
     assert cut.item() < 0.5 * moved.item()
 
 
 def test_local_shifts_are_those_of_each_field():
     still, moved = texture(), texture().roll(4, 1)
-    half = SIDE // 2
-    after = torch.cat([still[:, :half], moved[:, half:]], 1)  # the right half moves, the left one does not
-    across, down, _ = statistics._shift(torch.stack([still, after]), LOCAL_GRID)
+    middle = SIDE // 2
+    after = torch.cat([still[:, :middle], moved[:, middle:]], 1)  # the right half moves, the left one does not
+    across, down, _ = statistics._shift(half(torch.stack([still, after])), LOCAL_GRID)
     across = across.view(LOCAL_GRID, LOCAL_GRID)
     assert (across[:, : LOCAL_GRID // 2] == 0).float().mean() > 0.8
     assert (across[:, LOCAL_GRID // 2 :] == 4).float().mean() > 0.6
@@ -307,7 +316,7 @@ FLOW = ("camera_u", "camera_v", "camera", "x", "y", "reach", "speed", "fastest",
 
 def flow(*pictures: torch.Tensor) -> dict[str, torch.Tensor]:
     """(T - 1,) of each statistic of the flow from the second frame on, by name: the first has that of the second."""
-    parts, _ = statistics._flow(torch.stack(pictures))
+    parts, _ = statistics._flow(half(torch.stack(pictures)))
     assert all(part[0] == part[1] for part in parts)
     return {name: part[1:] for name, part in zip(FLOW, parts, strict=False)}
 

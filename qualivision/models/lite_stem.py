@@ -87,43 +87,48 @@ class LiteStem(nn.Module):
     def _look(self, clip: Tensor, followed: Tensor) -> Activations:
         """One clip, (3, T, H, W), and the track of its subject, (T, 4)."""
         near = crops(clip, followed)
-        pooled, top, classes, grid = self._features(clip[:, ::EVERY].transpose(0, 1))
-        _, top_near, _, _ = self._features(near)
+        top, *taps = self._features(clip[:, ::EVERY].transpose(0, 1), taps=True)
+        grid = taps.pop()
+        (top_near,) = self._features(near)
         stretches = functional.adaptive_avg_pool1d(grid.flatten(1).T.unsqueeze(0), LAYOUT_TIMES)[0].T
         layout = stretches.reshape(LAYOUT_TIMES, LAYOUT_CHANNELS, -1).transpose(1, 2).flatten(0, 1)
         return {
-            "image": torch.cat((top, pooled), 1).half(),
+            "image": torch.cat((top, *taps), 1).half(),
             "fovea": torch.cat((top_near.mean(0), (top_near[1:] - top_near[:-1]).abs().mean(0))).half(),
             "layout": layout.half(),
-            "classes": classes.mean(0),
+            "classes": self.network.classifier(top).softmax(-1).mean(0),
             "subject": describe(near, followed),
         }
 
-    def _features(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _features(self, pictures: Tensor, *, taps: bool = False) -> list[Tensor]:
         """What the network sees in (N, 3, H, W) pictures.
 
         Returns:
-            Mean and deviation of its finer maps, (N, 384); its own features, (N, 1280); its classes, (N, 1000); and the
+            Its own features, (N, 1280). With `taps`, also mean and deviation of its finer maps, (N, C) each, and the
             layout, (N, 112, 3, 3).
         """
         pictures = ((pictures - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        parts = [self._run(part) for part in pictures.split(_FRAMES_AT_ONCE)]
-        pooled, top, classes, grid = (torch.cat(part) for part in zip(*parts, strict=True))
-        return pooled, top, classes, grid
+        parts = [self._run(part, taps=taps) for part in pictures.split(_FRAMES_AT_ONCE)]
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
 
-    def _run(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _run(self, pictures: Tensor, *, taps: bool) -> list[Tensor]:
         network: Any = self.network
         maps = network.bn1(network.conv_stem(pictures))
-        pooled = []
+        found: list[Tensor] = []
         for place, block in enumerate(network.blocks):
             maps = block(maps)
-            if place in _TAPS:
-                variance, mean = torch.var_mean(maps, (2, 3))
-                pooled += [mean, variance.sqrt()]
-            if place == _TAPS[-1]:
-                grid = functional.adaptive_avg_pool2d(maps, LAYOUT_GRID)
-        top = network.bn2(network.conv_head(maps)).mean((2, 3))
-        return torch.cat(pooled, 1), top, network.classifier(top).softmax(-1), grid
+            if taps and place in _TAPS:
+                found += _mean_and_deviation(maps)
+            if taps and place == _TAPS[-1]:
+                found.append(functional.adaptive_avg_pool2d(maps, LAYOUT_GRID))
+        return [network.bn2(network.conv_head(maps)).mean((2, 3)), *found]
+
+
+def _mean_and_deviation(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Of (N, C, H, W) each (N, C): torch's own takes three times as long where the channels lie innermost."""
+    pixels = maps.permute(0, 2, 3, 1).flatten(1, 2)
+    mean = pixels.mean(1, keepdim=True)
+    return mean[:, 0], ((pixels - mean).square_().sum(1) / (pixels.shape[1] - 1)).sqrt()
 
 
 def _fuse_normalisation(module: nn.Module) -> None:

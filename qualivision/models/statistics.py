@@ -55,15 +55,17 @@ def frame_statistics(frames: Tensor) -> tuple[Tensor, Tensor]:
     for clip in frames:  # clip by clip: the intermediates of 64 frames are some 100 MB
         source = own_frames(clip)
         once = torch.searchsorted(source, torch.arange(int(source[-1]) + 1, device=source.device))
-        pixels = clip[:, once].transpose(0, 1).float()
+        own = clip if len(once) == clip.shape[1] else clip[:, once]
+        pixels = own.transpose(0, 1).float()
         luma = torch.einsum("tchw,c->thw", pixels, torch.tensor(_LUMA, device=pixels.device))
+        halved = functional.avg_pool2d(luma, 2)
         coarse = functional.avg_pool2d(pixels, 4)  # light and colour need no fine detail
-        light = functional.avg_pool2d(luma, 4)
-        flow, where = _flow(luma)
+        light = functional.avg_pool2d(halved, 2)
+        flow, where = _flow(halved)
         still = _still(luma)
         moving_last = _last_that_moved(still)
-        moves = (_colour_change(coarse), *_motion(luma), *flow)
-        parts = (*_exposure(light), *_colour(coarse, light), *_detail(luma), *_spectrum(luma), *moves, *_stills(still))
+        made = (*_exposure(light), *_colour(coarse, light), *_detail(luma, halved, light), *_spectrum(luma))
+        parts = (*made, _colour_change(coarse), *_motion(luma, halved), *flow, *_stills(still))
         rows.append(torch.stack(parts, dim=1)[_there_and_back(len(once), len(source))])
         moving.append(where[moving_last][source])
     return torch.stack(rows), torch.stack(moving)
@@ -76,8 +78,11 @@ def own_frames(clip: Tensor) -> Tensor:
     freezes repeats itself too, but not where a video of so few frames would.
     """
     times = clip.shape[1]
-    new = (clip[:, 1:, ::2, ::2] != clip[:, :-1, ::2, ::2]).flatten(2).any(2).any(0)
-    if bool(new.all()) or not bool(new.any()):
+    for step in (8, 2):  # most often a few pixels tell that every frame is new
+        new = (clip[:, 1:, ::step, ::step] != clip[:, :-1, ::step, ::step]).flatten(2).any(2).any(0)
+        if bool(new.all()):
+            return torch.arange(times, device=clip.device)
+    if not bool(new.any()):
         return torch.arange(times, device=clip.device)
     totals = range(min(_FEWEST, times), times + 1)
     sources = torch.from_numpy(np.stack([frame_indices(total, times) for total in totals])).to(clip.device)
@@ -87,7 +92,7 @@ def own_frames(clip: Tensor) -> Tensor:
 
 def _still(luma: Tensor) -> Tensor:
     """(T,) bool: in which frames nothing moves but what coding leaves, against how much does where it moves most."""
-    change = (luma[1:] - luma[:-1]).abs().mean((1, 2))
+    change = _size(luma[1:] - luma[:-1])
     most = float(change.topk(min(3, len(change))).values[-1])  # one or two may be jumps
     # A coder comes back to a still picture now and then, and where nothing moves at all that is the most there is.
     least = _PULSE if float(change.median()) <= _CALM else _STILL
@@ -122,12 +127,28 @@ def _log(energy: Tensor) -> Tensor:
     return torch.log(energy + _FLOOR)
 
 
+def _size(maps: Tensor) -> Tensor:
+    """The mean of what maps (T, H, W) hold, without its sign: (T,). In one pass, without a copy."""
+    return torch.linalg.vector_norm(maps, 1, (1, 2)) / math.prod(maps.shape[1:])
+
+
+def _spread(maps: Tensor) -> Tensor:
+    """The standard deviation of maps (T, H, W), (T,): torch's own takes four times as long."""
+    centred = maps - maps.mean((1, 2), keepdim=True)
+    return torch.linalg.vector_norm(centred, 2, (1, 2)) / math.sqrt(math.prod(maps.shape[1:]) - 1)
+
+
+def _share(where: Tensor) -> Tensor:
+    """The share of maps (T, H, W) of bool that is true: (T,)."""
+    return where.mean((1, 2), dtype=torch.float32)
+
+
 def _exposure(luma: Tensor) -> list[Tensor]:
-    mean, spread = luma.mean((1, 2)), luma.std((1, 2))
+    mean, spread = luma.mean((1, 2)), _spread(luma)
     centred = luma - mean.view(-1, 1, 1)
     skew = (centred * centred * centred).mean((1, 2)) / (spread**3 + _FLOOR)
-    dark = (luma < 0.06).float().mean((1, 2))
-    bright = (luma > 0.94).float().mean((1, 2))
+    dark = _share(luma < 0.06)
+    bright = _share(luma > 0.94)
     return [mean, spread, skew, dark, bright]
 
 
@@ -136,8 +157,8 @@ def _colour(pixels: Tensor, luma: Tensor) -> list[Tensor]:
     yellow_blue = 0.5 * (pixels[:, 0] + pixels[:, 1]) - pixels[:, 2]
     chroma = torch.sqrt(red_green**2 + yellow_blue**2 + 1e-8)
     means = [red_green.mean((1, 2)), yellow_blue.mean((1, 2)), chroma.mean((1, 2))]
-    spreads = [red_green.std((1, 2)), yellow_blue.std((1, 2)), chroma.std((1, 2))]
-    vivid = (chroma > 0.4).float().mean((1, 2))
+    spreads = [_spread(red_green), _spread(yellow_blue), _spread(chroma)]
+    vivid = _share(chroma > 0.4)
     pairs = ((luma, red_green), (luma, yellow_blue), (red_green, yellow_blue))
     related = [_correlation(a, b) for a, b in pairs]  # of two tones only, each follows from the other
     return [*means, *spreads, vivid, *_hues(red_green, yellow_blue, chroma), *related]
@@ -163,25 +184,23 @@ def _hues(red_green: Tensor, yellow_blue: Tensor, chroma: Tensor) -> tuple[Tenso
     return (sums / chroma[0].numel()).unbind(1)
 
 
-def _detail(luma: Tensor) -> list[Tensor]:
+def _detail(luma: Tensor, halved: Tensor, light: Tensor) -> list[Tensor]:
     """Gradients at three scales; noise by Immerkaer's mask (CVIU 1996), also in the calmest fields; blockiness."""
     out = []
-    image = luma.unsqueeze(1)
-    for _ in range(3):
-        out.append(_log((image[..., 1:] - image[..., :-1]).abs().mean((1, 2, 3))))
-        out.append(_log((image[..., 1:, :] - image[..., :-1, :]).abs().mean((1, 2, 3))))
-        image = functional.avg_pool2d(image, 2)
-    across = luma[:, :, 2:] - 2 * luma[:, :, 1:-1] + luma[:, :, :-2]
-    noise = (across[:, 2:] - 2 * across[:, 1:-1] + across[:, :-2]).abs().unsqueeze(1)
+    profiles = []
+    for image in (luma, halved, light):
+        across, down = (image[:, :, 1:] - image[:, :, :-1]).abs_(), (image[:, 1:] - image[:, :-1]).abs_()
+        profiles += [across.mean(1), down.mean(2)]
+        out += [_log(profile.mean(1)) for profile in profiles[-2:]]
+    bend = luma[:, :, 2:] + luma[:, :, :-2] - 2 * luma[:, :, 1:-1]
+    noise = (bend[:, 2:] + bend[:, :-2] - 2 * bend[:, 1:-1]).abs_()
     fields = functional.adaptive_avg_pool2d(noise, 8).flatten(1).sort(dim=1).values
-    out += [_log(noise.mean((1, 2, 3))), _log(fields[:, 6]), _log(fields[:, -6])]
-    out += [_periodicity(luma[:, :, 1:] - luma[:, :, :-1], 1), _periodicity(luma[:, 1:] - luma[:, :-1], 2)]
-    return out
+    out += [_log(noise.mean((1, 2))), _log(fields[:, 6]), _log(fields[:, -6])]
+    return [*out, _periodicity(profiles[0]), _periodicity(profiles[1])]
 
 
-def _periodicity(gradient: Tensor, along: int) -> Tensor:
-    """How much the gradient's profile repeats itself across the frame: a coder's block grid, whatever its pitch."""
-    profile = gradient.abs().mean(along)
+def _periodicity(profile: Tensor) -> Tensor:
+    """How much the gradient's profile, (T, N), repeats itself across the frame: a coder's grid, whatever its pitch."""
     spectrum = torch.fft.rfft(profile - profile.mean(1, keepdim=True)).abs()
     fine = spectrum[:, spectrum.shape[1] // 8 :]
     return torch.log((fine.amax(1) + _FLOOR) / (fine.median(1).values + _FLOOR))
@@ -190,31 +209,32 @@ def _periodicity(gradient: Tensor, along: int) -> Tensor:
 def _spectrum(luma: Tensor) -> list[Tensor]:
     height, width = luma.shape[1:]
     centred = (luma - luma.mean((1, 2), keepdim=True)) * _window(height, width, luma)
-    power = torch.fft.rfft2(centred, norm="ortho").abs() ** 2
+    spectrum = torch.fft.rfft2(centred, norm="ortho")
+    power = spectrum.real**2 + spectrum.imag**2
     vertical = torch.fft.fftfreq(height, device=luma.device).view(-1, 1)
     horizontal = torch.fft.rfftfreq(width, device=luma.device).view(1, -1)
     radius = torch.sqrt(vertical**2 + horizontal**2).clamp(min=1 / max(height, width))
     low, high = math.log(1 / max(height, width)), math.log(math.sqrt(0.5))
     ring = ((radius.log() - low) / (high - low) * BANDS).long().clamp(max=BANDS - 1).flatten()
-    sums = power.flatten(1).new_zeros(len(power), BANDS).index_add_(1, ring, power.flatten(1))
-    counts = torch.bincount(ring, minlength=BANDS).clamp(min=1)
-    return list(torch.log(sums / counts + 1e-7).unbind(1))
+    each = functional.one_hot(ring, BANDS).float()
+    return list(torch.log(power.flatten(1) @ each / each.sum(0).clamp(min=1) + 1e-7).unbind(1))
 
 
-def _motion(luma: Tensor) -> list[Tensor]:
+def _motion(luma: Tensor, halved: Tensor) -> list[Tensor]:
     difference = luma[1:] - luma[:-1]
     change = difference.abs()
-    fields = functional.adaptive_avg_pool2d(change.unsqueeze(1), 8).flatten(1).sort(dim=1).values
-    turn = (difference[1:] - difference[:-1]).abs().mean((1, 2))
+    fields = functional.adaptive_avg_pool2d(change, 8).flatten(1).sort(dim=1).values
+    turn = _size(difference[1:] - difference[:-1])
     acceleration = _from_the_second(turn) if len(turn) else difference.new_zeros(len(difference))  # needs three frames
-    across, down, certain = _shift(luma, 1)
-    local_across, local_down, local_certain = _shift(luma, LOCAL_GRID)
+    across, down, certain = _shift(halved, 1)
+    local_across, local_down, local_certain = _shift(halved, LOCAL_GRID)
+    lighter = difference.mean((1, 2))
     parts = [
         _log(change.mean((1, 2))),
-        difference.mean((1, 2)),
-        _log(difference.mean((1, 2)).abs()),
-        difference.std((1, 2)),
-        (change < 0.004).float().mean((1, 2)),
+        lighter,
+        _log(lighter.abs()),
+        _spread(difference),
+        _share(change < 0.004),
         *(_log(fields[:, place]) for place in (6, 32, 57, 63)),
         _log(acceleration),
         across[:, 0],
@@ -235,20 +255,20 @@ def _from_the_second(part: Tensor) -> Tensor:
     return torch.cat((part[:1], part))
 
 
-def _shift(luma: Tensor, grid: int) -> tuple[Tensor, Tensor, Tensor]:
+def _shift(halved: Tensor, grid: int) -> tuple[Tensor, Tensor, Tensor]:
     """Movement since the frame before, by phase correlation (Kuglin and Hines, 1975), in each field of a grid.
 
     Args:
-        luma: (T, H, W).
+        halved: frames at half their size, (T, H, W).
         grid: fields along each side.
     Returns:
-        Horizontal and vertical shift in pixels, and how sharp the correlation's peak is (0 to 1); each (T - 1, grid²).
+        Horizontal and vertical shift in pixels of the whole size, and how sharp the correlation's peak is (0 to 1);
+        each (T - 1, grid²).
     """
-    halved = functional.avg_pool2d(luma.unsqueeze(1), 2)[:, 0]
     height, width = (side // grid for side in halved.shape[1:])
     fields = halved[:, : height * grid, : width * grid].reshape(-1, grid, height, grid, width)
     fields = fields.permute(0, 1, 3, 2, 4).reshape(-1, grid * grid, height, width)
-    fields = (fields - fields.mean((2, 3), keepdim=True)) * _window(height, width, luma)
+    fields = (fields - fields.mean((2, 3), keepdim=True)) * _window(height, width, halved)
     spectrum = torch.fft.rfft2(fields)
     cross = spectrum[1:] * spectrum[:-1].conj()
     surface = torch.fft.irfft2(cross / (cross.abs() + 1e-3), s=(height, width))
@@ -260,20 +280,19 @@ def _shift(luma: Tensor, grid: int) -> tuple[Tensor, Tensor, Tensor]:
     return across, down, peak
 
 
-def _flow(luma: Tensor) -> tuple[list[Tensor], Tensor]:
+def _flow(halved: Tensor) -> tuple[list[Tensor], Tensor]:
     """Optical flow since the frame before, of fields, by least squares on gradients (Lucas and Kanade, IJCAI 1981).
 
     What moves against the rest of the picture is taken for the subject: where it is, how it moves, turns and grows; and
     what no movement explains, for melting things.
 
     Args:
-        luma: (T, H, W).
+        halved: frames at half their size, (T, H, W).
     Returns:
         The statistics, each (T,), and the map of what moves, (T, FLOW_GRID, FLOW_GRID); the first is the second's.
     """
-    halved = functional.avg_pool2d(luma.unsqueeze(1), 2)[:, 0]
     # Of equal contrast: a flicker is no movement.
-    halved = (halved - halved.mean((1, 2), keepdim=True)) / (halved.std((1, 2)).view(-1, 1, 1) + 0.02)
+    halved = (halved - halved.mean((1, 2), keepdim=True)) / (_spread(halved).view(-1, 1, 1) + 0.02)
     middle = 0.5 * (halved[1:] + halved[:-1])
     across = 0.5 * (middle[:, 1:-1, 2:] - middle[:, 1:-1, :-2])
     down = 0.5 * (middle[:, 2:, 1:-1] - middle[:, :-2, 1:-1])
@@ -290,7 +309,7 @@ def _flow(luma: Tensor) -> tuple[list[Tensor], Tensor]:
     speed = torch.hypot(own_u, own_v)
     weight = speed * ((xx + yy) / (xx + yy + 0.02)).flatten(1) + _FLOOR
     share = weight / weight.sum(1, keepdim=True)
-    place = torch.linspace(-1, 1, FLOW_GRID, device=luma.device)
+    place = torch.linspace(-1, 1, FLOW_GRID, device=halved.device)
     y, x = (grid.flatten() for grid in torch.meshgrid(place, place, indexing="ij"))
     centre_x, centre_y = share @ x, share @ y
     off_x, off_y = x - centre_x.unsqueeze(1), y - centre_y.unsqueeze(1)

@@ -12,7 +12,7 @@ import qualivision
 from qualivision import tracking
 from qualivision.cache import file_hash, make_key
 from qualivision.progress import progress
-from qualivision.prompts import PromptCache, PromptEncoder
+from qualivision.prompts import PromptCache, sentence_transformer
 from qualivision.settings import load_settings
 from qualivision.stages import places
 from qualivision.stages.encode import activations_cache
@@ -67,7 +67,7 @@ def run(model: str, *, resume: bool = False) -> str:
 
     def build() -> QualityModel:
         stem = build_stem(model, network) if has_stem(model) and not caches_stem(model, network) else None
-        text = TextTower(PromptEncoder(settings.text.encoder).sentences) if settings.text.train else None
+        text = TextTower(sentence_transformer(settings.text.encoder)) if settings.text.train else None
         return build_model(model, network, text_width, stem=stem, text=text)
 
     def make_trainer(clips: ClipSet, state: Path | None) -> Trainer:

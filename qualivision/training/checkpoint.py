@@ -254,7 +254,7 @@ def load_checkpoint(folder: Path, *, with_stem: bool) -> tuple[QualityModel, Mod
     """
     from qualivision.models.factory import base_hash, build_model, build_stem, caches_stem, has_stem
     from qualivision.models.text import TextTower
-    from qualivision.prompts import PromptEncoder
+    from qualivision.prompts import sentence_transformer
 
     card = read_card(folder)
     stem = text = None
@@ -267,7 +267,7 @@ def load_checkpoint(folder: Path, *, with_stem: bool) -> tuple[QualityModel, Mod
         if with_stem or not caches_stem(card.name, card.network):
             stem = build_stem(card.name, card.network)
     if card.text.train:
-        text = TextTower(PromptEncoder(card.text.encoder).sentences)
+        text = TextTower(sentence_transformer(card.text.encoder))
     model = build_model(
         card.name,
         card.network,

@@ -5,15 +5,15 @@ The frozen part of a model stays whole: it has no gradient and no optimizer stat
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from torch.distributed.tensor import DTensor, distribute_tensor
+import sys
+from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import torch
     from torch import Tensor, nn
+    from torch.distributed.tensor import DTensor
 
 
 def shard(module: nn.Module, layers: Iterable[nn.Module], device: torch.device) -> None:
@@ -36,13 +36,21 @@ def shard(module: nn.Module, layers: Iterable[nn.Module], device: torch.device) 
     fully_shard(module, mesh=mesh, ignored_params=frozen)
 
 
+def _is_part(value: Tensor) -> TypeGuard[DTensor]:
+    """Whether the processes share a tensor. Most have none, and torch's module for it takes half a second to import."""
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(value, tensors.DTensor)
+
+
 def whole(value: Tensor) -> Tensor:
     """A tensor of which every process holds a part, put together; all processes have to ask for it."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if _is_part(value) else value
 
 
 def part_like(value: Tensor, like: Tensor) -> Tensor:
     """Our part of a whole tensor, shared as another one is; the tensor itself where that one is whole."""
-    if not isinstance(like, DTensor):
+    if not _is_part(like):
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
