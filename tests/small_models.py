@@ -32,6 +32,7 @@ from qualivision.models.lite_stem import (
     LAYOUT_CHANNELS,
     LAYOUT_GRID,
     LAYOUT_TIMES,
+    PEAK_CHANNELS,
     LiteStem,
 )
 from qualivision.models.statistics import STATISTICS
@@ -77,6 +78,7 @@ def made_up_activations(clips: int, *, frames: int = 4, seed: int = 0) -> Activa
     return {
         "image": torch.randn(clips, -(-frames // EVERY), IMAGE_CHANNELS, generator=random).half(),
         "layout": torch.randn(clips, FIELDS, LAYOUT_CHANNELS, generator=random).half(),
+        "peaks": torch.randn(clips, PEAK_CHANNELS, generator=random).half(),
         "fovea": torch.randn(clips, FOVEA_CHANNELS, generator=random).half(),
         "subject": torch.randn(clips, SUBJECT_CHANNELS, generator=random),
         "classes": torch.randn(clips, CLASSES, generator=random).softmax(-1),
@@ -160,6 +162,7 @@ def write_data_set(root: Path, *, train: int = 40, val: int = 12, spoil: str | N
             arrays = {
                 "image": image.astype(np.float16),
                 "layout": random.normal(0, 1, (FIELDS, LAYOUT_CHANNELS)).astype(np.float16),
+                "peaks": random.normal(0, 1, PEAK_CHANNELS).astype(np.float16),
                 "fovea": random.normal(0, 1, FOVEA_CHANNELS).astype(np.float16),
                 "subject": random.normal(0, 1, SUBJECT_CHANNELS).astype(np.float32),
                 "classes": random.dirichlet(np.full(CLASSES, 0.1)).astype(np.float32),

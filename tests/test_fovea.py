@@ -195,6 +195,8 @@ def test_the_stem_takes_any_number_of_frames_of_odd_sizes(count, height, width):
         found = real_stem()(frames)
     assert found["image"].shape == (1, -(-count // 4), IMAGE_CHANNELS) and found["fovea"].shape == (1, FOVEA_CHANNELS)
     assert found["layout"].shape == (1, 36, LAYOUT_CHANNELS)
+    highest = found["peaks"][0, :LAYOUT_CHANNELS]
+    assert (highest >= found["layout"][0].mean(0) - 1e-2).all(), "of single cells, against means of fields"
     assert found["subject"].shape == (1, SUBJECT_CHANNELS) and found["statistics"].shape == (1, count, STATISTICS)
     assert all(value.isfinite().all() for value in found.values())
 

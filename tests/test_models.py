@@ -22,7 +22,14 @@ from qualivision.models.factory import base_hash, build_model, build_stem, stem_
 from qualivision.models.fovea import SUBJECT_CHANNELS
 from qualivision.models.fusion import QualityAwareFusion
 from qualivision.models.lite import Piecewise, Standardise, moments
-from qualivision.models.lite_stem import EVERY, FOVEA_CHANNELS, IMAGE_CHANNELS, LAYOUT_CHANNELS, weights_file
+from qualivision.models.lite_stem import (
+    EVERY,
+    FOVEA_CHANNELS,
+    IMAGE_CHANNELS,
+    LAYOUT_CHANNELS,
+    PEAK_CHANNELS,
+    weights_file,
+)
 from qualivision.models.quality import ALIGNMENT, ASPECTS, Fused, MosHead, bounded, frames_to_input
 from qualivision.models.statistics import STATISTICS
 from qualivision.models.weights import WeightsError, load_in_order
@@ -193,11 +200,12 @@ def test_stem_gives_what_the_encoder_and_the_cache_expect(activations):
     assert activations["image"].shape == (2, 2, IMAGE_CHANNELS), "frames 0 and 4"
     assert activations["fovea"].shape == (2, FOVEA_CHANNELS)
     assert activations["layout"].shape == (2, FIELDS, LAYOUT_CHANNELS)
+    assert activations["peaks"].shape == (2, PEAK_CHANNELS)
     assert activations["subject"].shape == (2, SUBJECT_CHANNELS)
     assert activations["classes"].shape == (2, CLASSES)
     assert activations["statistics"].shape == (2, 5, STATISTICS)
     half = {name for name, value in activations.items() if value.dtype == torch.float16}
-    assert half == {"image", "layout", "fovea"} and all(
+    assert half == {"image", "layout", "peaks", "fovea"} and all(
         v.dtype == torch.float32 for n, v in activations.items() if n not in half
     )
     assert torch.allclose(activations["classes"].sum(1), torch.ones(2), atol=1e-5)
@@ -283,6 +291,7 @@ def test_encoder_fit_measures_every_kind_of_activations():
     for norm in (
         encoder.image_norm,
         encoder.layout_norm,
+        encoder.peaks_norm,
         encoder.fovea_norm,
         encoder.subject_norm,
         encoder.statistics_norm,

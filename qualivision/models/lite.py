@@ -20,6 +20,7 @@ from qualivision.models.lite_stem import (
     LAYOUT_CHANNELS,
     LAYOUT_GRID,
     LAYOUT_TIMES,
+    PEAK_CHANNELS,
     TOP_CHANNELS,
 )
 from qualivision.models.quality import ASPECTS, Encoder, Seen
@@ -113,6 +114,7 @@ class LiteEncoder(Encoder):
         self.frozen = stem
         self.image_norm = Standardise(IMAGE_CHANNELS)
         self.layout_norm = Standardise(LAYOUT_CHANNELS)
+        self.peaks_norm = Standardise(PEAK_CHANNELS)
         self.fovea_norm = Standardise(FOVEA_CHANNELS)
         self.subject_norm = Standardise(SUBJECT_CHANNELS)
         self.statistics_norm = Standardise(STATISTICS)
@@ -131,8 +133,9 @@ class LiteEncoder(Encoder):
 
     @property
     def content_parts(self) -> tuple[int, ...]:
-        """The whole frame, its layout, the subject from near, its colours and its way, and statistics."""
-        return (TOP_CHANNELS, 2 * LAYOUT_CHANNELS, FOVEA_CHANNELS, SUBJECT_CHANNELS, SUMMARIES * STATISTICS)
+        """The whole frame, its layout and peaks, the subject from near, its colours and its way, and statistics."""
+        layout = 2 * LAYOUT_CHANNELS + PEAK_CHANNELS
+        return (TOP_CHANNELS, layout, FOVEA_CHANNELS, SUBJECT_CHANNELS, SUMMARIES * STATISTICS)
 
     @property
     def familiar_by(self) -> tuple[slice, ...]:
@@ -145,6 +148,7 @@ class LiteEncoder(Encoder):
         norms = {
             "image": self.image_norm,
             "layout": self.layout_norm,
+            "peaks": self.peaks_norm,
             "fovea": self.fovea_norm,
             "subject": self.subject_norm,
             "statistics": self.statistics_norm,
@@ -181,8 +185,8 @@ class LiteEncoder(Encoder):
         fields = self.layout(layout) + self.where
         tokens = self.norm(torch.cat((frames, fields, self.fovea(near).unsqueeze(1), clip.unsqueeze(1)), 1))
         # Of the frames only the first 1280: the earlier maps say how a picture is made, and not what it shows.
-        still = torch.cat((image.mean(1)[:, :TOP_CHANNELS], layout.amax(1), layout.mean(1)), 1)
-        content = torch.cat((still, near, _summary(statistics)), 1)
+        still = (image.mean(1)[:, :TOP_CHANNELS], layout.amax(1), layout.mean(1), self.peaks_norm(activations["peaks"]))
+        content = torch.cat((*still, near, _summary(statistics)), 1)
         return Seen(tokens, content, {}, self.faults(activations))
 
     def faults(self, activations: Activations) -> Tensor:

@@ -32,6 +32,8 @@ LAYOUT_GRID = 3
 """The last map that still says where things are (block 4) is kept for fields of a grid of so many by so many."""
 LAYOUT_TIMES = 4
 """... as the mean over so many stretches of the clip."""
+PEAK_CHANNELS = 2 * LAYOUT_CHANNELS
+"""Of the same map: its highest value in a frame, wherever the subject may be, and its middle in a crop."""
 FOVEA_CHANNELS = 2 * TOP_CHANNELS
 _TAPS = (0, 1, 2, 4)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -76,9 +78,9 @@ class LiteStem(nn.Module):
         Args:
             frames: (B, 3, T, H, W) float in [0, 1].
         Returns:
-            `image` (B, T / 4, 1664), `layout` (B, 36, 112; four stretches of nine fields) and `fovea` (B, 2560; the
-            subject from near, and how that changes) float16; `classes` (B, 1000; the mean probability of each class of
-            ImageNet), `subject` (B, SUBJECT_CHANNELS) and `statistics` (B, T, STATISTICS) float32.
+            `image` (B, T / 4, 1664), `layout` (B, 36, 112; four stretches of nine fields), `peaks` (B, 224) and `fovea`
+            (B, 2560; the subject from near, and how that changes) float16; `classes` (B, 1000; the mean probability of
+            each class of ImageNet), `subject` (B, SUBJECT_CHANNELS) and `statistics` (B, T, STATISTICS) float32.
         """
         statistics, moving = frame_statistics(frames)
         found = [self._look(clip, track(where)) for clip, where in zip(frames, moving, strict=True)]
@@ -87,15 +89,16 @@ class LiteStem(nn.Module):
     def _look(self, clip: Tensor, followed: Tensor) -> Activations:
         """One clip, (3, T, H, W), and the track of its subject, (T, 4)."""
         near = crops(clip, followed)
-        top, *taps = self._features(clip[:, ::EVERY].transpose(0, 1), taps=True)
-        grid = taps.pop()
-        (top_near,) = self._features(near)
+        top, grid, peaks, *taps = self._features(clip[:, ::EVERY].transpose(0, 1), taps=True)
+        top_near, grid_near, _ = self._features(near)
+        middle = grid_near[:, :, LAYOUT_GRID // 2, LAYOUT_GRID // 2]
         stretches = functional.adaptive_avg_pool1d(grid.flatten(1).T.unsqueeze(0), LAYOUT_TIMES)[0].T
         layout = stretches.reshape(LAYOUT_TIMES, LAYOUT_CHANNELS, -1).transpose(1, 2).flatten(0, 1)
         return {
             "image": torch.cat((top, *taps), 1).half(),
             "fovea": torch.cat((top_near.mean(0), (top_near[1:] - top_near[:-1]).abs().mean(0))).half(),
             "layout": layout.half(),
+            "peaks": torch.cat((peaks.mean(0), middle.mean(0))).half(),
             "classes": self.network.classifier(top).softmax(-1).mean(0),
             "subject": describe(near, followed),
         }
@@ -104,8 +107,8 @@ class LiteStem(nn.Module):
         """What the network sees in (N, 3, H, W) pictures.
 
         Returns:
-            Its own features, (N, 1280). With `taps`, also mean and deviation of its finer maps, (N, C) each, and the
-            layout, (N, 112, 3, 3).
+            Its own features, (N, 1280); the layout, (N, 112, 3, 3), and the peaks of the same map, (N, 112). With
+            `taps`, also mean and deviation of its finer maps, (N, C) each.
         """
         pictures = ((pictures - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         parts = [self._run(part, taps=taps) for part in pictures.split(_FRAMES_AT_ONCE)]
@@ -119,8 +122,8 @@ class LiteStem(nn.Module):
             maps = block(maps)
             if taps and place in _TAPS:
                 found += _mean_and_deviation(maps)
-            if taps and place == _TAPS[-1]:
-                found.append(functional.adaptive_avg_pool2d(maps, LAYOUT_GRID))
+            if place == _TAPS[-1]:
+                found = [functional.adaptive_avg_pool2d(maps, LAYOUT_GRID), maps.amax((2, 3)), *found]
         return [network.bn2(network.conv_head(maps)).mean((2, 3)), *found]
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIN_PROMPTS: Final = 6
-PRESETS: Final = {"small": 16, "demo": 200, "large": 440}
+PRESETS: Final = {"small": 16, "demo": 200, "large": 800}
 """How many prompts: to try that everything works; what `make demo` makes; what teaches most."""
 
 
