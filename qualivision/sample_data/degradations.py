@@ -52,9 +52,11 @@ KINDS: Final[Mapping[str, str]] = {
     "shuffle": "Temporal",
     "jump": "Temporal",
 }
-# One of them leaves nothing for another to do, or is done with the same means.
+# One of them leaves nothing for another to do, or is done with the same means: a coder takes noise away, which would be
+# measured as what it did to the picture, and be seen as next to nothing.
 _ALIKE: Final = (
     {"blur", "low_resolution", "smooth"},
+    {"noise", "blocking", "compression"},
     {"underexposure", "overexposure"},
     {"freeze", "judder", "shuffle", "jump"},
     {"melting", "morph"},
