@@ -24,7 +24,7 @@ from qualivision.environment import keep_freed_memory
 from qualivision.errors import QualiVisionError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from pebble import ProcessPool
 
@@ -60,7 +60,7 @@ class Guard:
 
 def in_processes(
     work: Callable[..., Any], jobs: Iterable[Job], *, workers: int | None = None, guard: Guard | None = None
-) -> Iterator[Any]:
+) -> Generator[Any]:
     """Run `work(*job)` for each job over processes; yields the results as they come, then raises the failures.
 
     A job that fails does not stop the others, unless the disk is full. One that takes its process with it is tried once

@@ -43,5 +43,5 @@ def main() -> None:
     except* (QualiVisionError, OSError) as group:
         causes = list(leaves(group))
     if causes:  # outside: an exit within `except*` becomes part of a group in some versions of Python
-        sys.stderr.writelines(f"{err}\n" for err in causes)
+        sys.stderr.writelines(dict.fromkeys(f"{err}\n" for err in causes))  # what many jobs say, once
         sys.exit(max(getattr(err, "exit_code", 1) for err in causes))

@@ -7,11 +7,9 @@ nothing half-made there.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,14 +20,14 @@ from qualivision.sample_data import SampleDataError, SampleSummary
 from qualivision.sample_data.clips import Clip, Task, make_clip
 from qualivision.sample_data.content import Prompt, draw_prompts
 from qualivision.sample_data.ratings import GENERATORS, mos, panel_biases
+from qualivision.workers import in_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 _TEST_SHARE: Final = 0.2
 _VAL_SHARE: Final = 0.1
 OTHER_PROMPTS: Final = 1200
-_CLIPS_PER_MESSAGE: Final = 4
 
 
 def write_data_set(
@@ -47,7 +45,7 @@ def write_data_set(
     building = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         building.chmod(0o755)  # mkdtemp's folder is for its owner alone
-        summary = _fill(building, prompts, seed, workers or os.cpu_count() or 1, progress)
+        summary = _fill(building, prompts, seed, workers, progress)
         if out.exists():
             out.rmdir()
         building.rename(out)
@@ -57,7 +55,7 @@ def write_data_set(
 
 
 def _fill(
-    folder: Path, count: int, seed: int, workers: int, progress: Callable[[int, int], None] | None
+    folder: Path, count: int, seed: int, workers: int | None, progress: Callable[[int, int], None] | None
 ) -> SampleSummary:
     rng = np.random.default_rng([seed, 0])
     prompts = draw_prompts(rng, count)
@@ -67,10 +65,11 @@ def _fill(
         labels_path(folder, split).parent.mkdir(parents=True, exist_ok=True)
     tasks = _tasks(folder, prompts, split_of, seed)
     clips: list[Clip] = []
-    for clip in _made(tasks, workers):
-        clips.append(clip)
-        if progress:
-            progress(len(clips), len(tasks))
+    with closing(in_processes(make_clip, [(task,) for task in tasks], workers=workers)) as made:
+        for clip in made:
+            clips.append(clip)
+            if progress:
+                progress(len(clips), len(tasks))
     clips.sort(key=lambda clip: clip.place)
     shuffled = [clips[place] for place in rng.permutation(len(clips))]  # as in the release: no order to learn from
     for split in SPLITS:
@@ -119,20 +118,6 @@ def _tasks(folder: Path, prompts: list[Prompt], split_of: dict[str, str], seed: 
                 )
             )
     return tasks
-
-
-def _made(tasks: list[Task], workers: int) -> Iterator[Clip]:
-    """The clips, in the order of the tasks."""
-    if workers == 1:
-        yield from map(make_clip, tasks)
-        return
-    # Spawned, not forked: the caller may hold threads (torch, MLflow) that a fork would break.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context)
-    try:
-        yield from pool.map(make_clip, tasks, chunksize=_CLIPS_PER_MESSAGE)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _write_tables(folder: Path, split: str, clips: list[Clip]) -> None:
