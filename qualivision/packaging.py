@@ -188,6 +188,7 @@ _IMPORTED: Final = (
     "safetensors",
     "sentence-transformers",
     "timm",
+    "tokenizers",
     "torch",
     "torchvision",
     "xxhash",

@@ -65,7 +65,7 @@ def test_every_requirement_is_pinned_and_every_package_that_serving_loads_is_amo
     assert all(pin.count("==") == 1 for pin in packaging.requirements())
     program = (
         "import sys, qualivision.decoding, qualivision.scoring, qualivision.training.checkpoint, qualivision.prompts,"
-        " qualivision.models.factory, sentence_transformers, av, mlflow.pyfunc, pebble, safetensors.torch, xxhash;"
+        " qualivision.models.factory, sentence_transformers, tokenizers, av, mlflow.pyfunc, pebble, safetensors.torch, xxhash;"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -74,7 +74,7 @@ def test_every_requirement_is_pinned_and_every_package_that_serving_loads_is_amo
         "accelerate": "accelerate", "av": "av", "mlflow": "mlflow", "numpy": "numpy", "pandas": "pandas",
         "pebble": "pebble", "pydantic": "pydantic", "safetensors": "safetensors", "timm": "timm", "torch": "torch",
         "sentence_transformers": "sentence-transformers", "torchvision": "torchvision", "xxhash": "xxhash",
-        "filelock": "filelock", "yaml": "pyyaml",
+        "filelock": "filelock", "tokenizers": "tokenizers", "yaml": "pyyaml",
     }  # fmt: skip
     assert {package for module, package in direct.items() if module in loaded} <= names
     assert not {"prefect", "dvc", "great_expectations", "matplotlib", "typer"} & loaded
