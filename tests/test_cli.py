@@ -171,7 +171,7 @@ def test_an_error_that_a_user_can_mend_is_one_line_and_exit_1(call, monkeypatch,
     [
         ((), 200),
         (("--preset", "small"), 16),
-        (("--preset", "large"), 440),
+        (("--preset", "large"), 800),
         (("--preset", "large", "--prompts", "7"), 7),
     ],
 )

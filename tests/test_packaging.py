@@ -65,7 +65,8 @@ def test_every_requirement_is_pinned_and_every_package_that_serving_loads_is_amo
     assert all(pin.count("==") == 1 for pin in packaging.requirements())
     program = (
         "import sys, qualivision.decoding, qualivision.scoring, qualivision.training.checkpoint, qualivision.prompts,"
-        " qualivision.models.factory, sentence_transformers, tokenizers, av, mlflow.pyfunc, pebble, safetensors.torch, xxhash;"
+        " qualivision.models.factory, sentence_transformers, tokenizers, av, mlflow.pyfunc, pebble, safetensors.torch,"
+        " xxhash;"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
