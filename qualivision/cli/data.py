@@ -19,7 +19,7 @@ def sample_data(
     out: Annotated[Path, typer.Option(help="Folder to write; must not exist, or be empty.")] = Path("data"),
     preset: Annotated[
         Literal["small", "demo", "large"],
-        typer.Option(help="16, 200 or 440 prompts: to try things, for minutes of training, to learn most."),
+        typer.Option(help="16, 200 or 800 prompts: to try things, for minutes of training, to learn most."),
     ] = "demo",
     prompts: Annotated[
         int | None, typer.Option(min=6, help="Prompts, each of five clips, in place of a preset.")
