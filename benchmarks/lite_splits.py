@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,16 +37,26 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--splits", type=int, default=3)
     parser.add_argument("--prompts", type=int, help="of all, at random; by default all")
+    parser.add_argument("--processes", type=int, default=2, help="so many splits side by side, each with one thread")
     options = parser.parse_args()
     environment.prepare()
-    environment.keep_freed_memory()
     found = []
-    for number in range(options.splits):
-        with tempfile.TemporaryDirectory(dir=".") as scratch:
-            sets = resplit(Path(scratch), np.random.default_rng(number), options.prompts)
-            found.append(one(sets, Path(scratch)))
-        show(f"split {number}", found[-1])
+    with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
+        each = pool.map(split, range(options.splits), [options.prompts] * options.splits)
+        for number, figures in enumerate(each):
+            found.append(figures)
+            show(f"split {number}", figures)
     show("mean", {row: {k: np.mean([f[row][k] for f in found], 0) for k in found[0][row]} for row in found[0]})
+
+
+def split(number: int, prompts: int | None) -> dict[str, dict[str, Any]]:
+    """Deal, train and test once."""
+    import torch
+
+    torch.set_num_threads(1)  # a batch is small: two splits side by side are done sooner than one after the other
+    environment.keep_freed_memory()
+    with tempfile.TemporaryDirectory(dir=".") as scratch:
+        return one(resplit(Path(scratch), np.random.default_rng(number), prompts), Path(scratch))
 
 
 def resplit(scratch: Path, rng: np.random.Generator, count: int | None) -> dict[str, ClipSet]:
@@ -109,7 +121,8 @@ def one(sets: dict[str, ClipSet], scratch: Path) -> dict[str, dict[str, Any]]:
     trained = trainer.run(resume=False, log=lambda epoch, metrics: None, advance=lambda done, total: None)
     print(
         f"train {len(train)}, val {len(sets['val'])}, test {len(test)} clips: {time.perf_counter() - start:.0f} s, "
-        f"validation score {trained.score:.3f}"
+        f"validation score {trained.score:.3f}",
+        flush=True,
     )
     rated = test.mos.double().numpy()
     nothing = train.text.mean(0)
