@@ -53,7 +53,7 @@ def split(number: int, prompts: int | None) -> dict[str, dict[str, Any]]:
     """Deal, train and test once."""
     import torch
 
-    torch.set_num_threads(1)  # a batch is small: two splits side by side are done sooner than one after the other
+    torch.set_num_threads(1)  # threads that wait for each other at every step of a small batch keep no core busy
     environment.keep_freed_memory()
     with tempfile.TemporaryDirectory(dir=".") as scratch:
         return one(resplit(Path(scratch), np.random.default_rng(number), prompts), Path(scratch))

@@ -154,6 +154,7 @@ def test_a_bad_data_set_fails_validation_by_name_and_writes_the_report(project, 
             ExceptionGroup("two", [VideoError(Path("a.mp4"), "is cut off"), VideoError(Path("b.mp4"), "is empty")]),
             ["a.mp4: is cut off", "b.mp4: is empty"],
         ),
+        (ExceptionGroup("the same of many jobs", [QualiVisionError("no"), QualiVisionError("no")]), ["no"]),
         (ExceptionGroup("one", [ExceptionGroup("deep", [QualiVisionError("deep down")])]), ["deep down"]),
     ],
 )

