@@ -24,13 +24,24 @@ from qualivision.cache import CacheError
 from qualivision.labels import DIMENSIONS, MOS_MAX, MOS_MIN
 from qualivision.models.bridge import class_phrases
 from qualivision.models.factory import build_model
-from qualivision.models.quality import ALIGNMENT, ASPECTS, READ_ASPECTS, Calibration, QualityModel, bounded
+from qualivision.models.quality import (
+    ALIGNMENT,
+    ASPECTS,
+    LEARNED_OF_STRANGE,
+    READ_ASPECTS,
+    Calibration,
+    QualityModel,
+    bounded,
+    logits_of,
+)
 from qualivision.training import measuring
 from qualivision.training.checkpoint import load_checkpoint, read_card, save_checkpoint, trained_tensors
 from qualivision.training.data import ClipSet
 from qualivision.training.measuring import fit_calibration, measure_after, measure_before
 
 pytestmark = pytest.mark.usefixtures("few_trees")
+
+TRADITIONAL = ASPECTS.index("Traditional")
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +208,10 @@ def test_a_prediction_is_the_mixture_of_judges_and_forests_calibrated(measured, 
     batch = clips.collate([0, 5, 9])
     with torch.no_grad():
         text, seen = batch.text, [judge.see(batch.activations) for judge in measured.judges]
-        joined = measured.joined(batch.activations, text, measured.familiarity(seen[0].content))
-        judged = [judge.judge(own, text, joined=joined) for judge, own in zip(measured.judges, seen, strict=True)]
+        distance = measured.familiarity(seen[0].content)
+        joined, drawn = measured.joined(batch.activations, text, distance), measured.drawn(distance)
+        each = zip(measured.judges, seen, strict=True)
+        judged = [judge.judge(own, text, joined=joined, drawn=drawn) for judge, own in each]
         features, taken = (of(batch.activations) for of in (measured.encoder.measured, measured.encoder.faults))
         parts = torch.zeros(3, len(ASPECTS))
         for place in range(len(ASPECTS)):
@@ -215,6 +228,48 @@ def test_a_prediction_is_the_mixture_of_judges_and_forests_calibrated(measured, 
     assert torch.allclose(found, wanted, atol=1e-4)
     assert measured.mixture[-1, ALIGNMENT] == 0 and (measured.mixture[-1] > 0).any()
     assert (measured.calibration.slope != 1).all()
+
+
+def test_of_a_strange_clip_what_judges_learned_of_a_measured_aspect_counts_less(measured, data):
+    train_set = data.clips("train")
+    everything = train_set.collate(list(range(len(train_set))))
+    left = logits_of(everything.mos[:, : len(ASPECTS)]) + measured.encoder.faults(everything.activations)
+    assert torch.allclose(measured.usual, left.mean(0), atol=1e-5)
+    batch = data.clips("val").collate([0, 5, 9])
+    taken = measured.encoder.faults(batch.activations)
+
+    def learned(distance):
+        """Logits by the judges at a distance, before what is measured is taken from them; and what the forests say."""
+        measured.familiarity.forward = lambda content: torch.full((len(content),), distance)
+        with torch.no_grad():
+            judged = measured.judged(batch.activations, batch.text)
+        return torch.logit((judged.aspects - MOS_MIN) / (MOS_MAX - MOS_MIN)) + taken, judged.forest
+
+    found = [learned(distance) for distance in (0.9, 1.1, 1.3, 40.0, torch.nan)]
+    near, between, far, farther, unknown = (judges for judges, _ in found)
+    usual, share = measured.usual[TRADITIONAL], LEARNED_OF_STRANGE["Traditional"]
+    assert torch.allclose(far[..., TRADITIONAL], usual + share * (near[..., TRADITIONAL] - usual), atol=1e-3)
+    assert torch.allclose(between[..., TRADITIONAL], (0.5 * (near + far))[..., TRADITIONAL], atol=1e-3)
+    assert (near - far)[..., TRADITIONAL].abs().min() > 0.01, "there is something to draw"
+    assert torch.equal(farther, far) and torch.equal(unknown, far), "no number is no reason to trust"
+    others = [place for place in READ_ASPECTS if place != TRADITIONAL]
+    assert torch.equal(near[..., others], far[..., others])
+    assert all(torch.allclose(forest, found[0][1], equal_nan=True) for _, forest in found), "forests are not drawn"
+
+
+def test_before_anything_is_measured_and_without_measured_faults_nothing_is_drawn(measured, data, monkeypatch):
+    strange = torch.full((4,), 9.0)
+    assert torch.equal(judged_model().drawn(strange).share, torch.ones(4, len(ASPECTS)))
+    batch = data.clips("val").collate([0, 5])
+    monkeypatch.setattr(type(measured.encoder), "faults", lambda self, activations: None)
+    found = []
+    for distance in (0.9, 9.0):
+        measured.familiarity.forward = lambda content, at=distance: torch.full((len(content),), at)
+        with torch.no_grad():
+            found.append(measured.judged(batch.activations, batch.text))
+    places = list(READ_ASPECTS)
+    assert torch.equal(found[0].aspects[..., places], found[1].aspects[..., places])
+    assert torch.equal(found[0].forest[:, places], found[1].forest[:, places])
 
 
 def test_forests_teach_what_the_judges_have_not_learned(measured, data):

@@ -44,6 +44,10 @@ READ_ASPECTS = tuple(place for place in range(len(ASPECTS)) if place != ALIGNMEN
 """What is read from a video alone; each has a forest of its own."""
 DOUBTED = (1.1, 1.2)
 """Distances, of a clip or a prompt, from which on the match is doubted, and not believed at all; 1 is familiar."""
+STRANGE = (0.9, 1.3)
+"""Distances of a clip from which on what judges learned of it is drawn to what is usual, and as far as it ever is;"""
+LEARNED_OF_STRANGE = {"Traditional": 0.3}
+"""by aspect, how much of it then still counts. In the others what is measured says too little to rely on."""
 BRIDGE_ALONE = 0.8
 """Logits of a deviation of the bridge for a clip so unlike the training clips that the match knows nothing of it."""
 
@@ -92,6 +96,39 @@ class Joined(NamedTuple):
     """(B,), counts the match: 1 where clip and prompt are of the training data's kind, 0 where one clearly is not."""
     known: Tensor
     """(B,) logits: what the bridge adds."""
+
+
+class Drawn(NamedTuple):
+    """Where what a judge learned of clips is drawn to, before what is measured is taken from it.
+
+    What a network says of a clip unlike those of training follows anything, and gives back what a measured fault takes:
+    the noisier a clip that lacks detail, the more of it the network sees. A forest stays in the range of what raters
+    said, and is left as it is.
+    """
+
+    share: Tensor
+    """(B, 4), of each aspect: how much of what was learned counts, 1 of clips of the training data's kind."""
+    usual: Tensor
+    """(4,) logits: what is usually left of a rating once what is measured has been taken from it."""
+
+    def of(self, logits: Tensor) -> Tensor:
+        """Logits (B, 4), drawn."""
+        return self.usual + self.share * (logits - self.usual)
+
+
+class Judged(NamedTuple):
+    """What judges and forests say of a batch of clips, each for itself."""
+
+    aspects: Tensor
+    """(judges, B, 4) MOS."""
+    weights: Tensor
+    """(judges, B, 4), of the aspects in Overall."""
+    forest: Tensor | None
+    """(B, 4) MOS, NaN where they say nothing; None where there are none."""
+    seen: Seen
+    """By the first judge."""
+    distance: Tensor
+    """(B,), see `Prediction`."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +239,12 @@ class MosHead(nn.Module):
         self.own_offset = nn.Parameter(torch.zeros(1))
 
     def forward(
-        self, fused: Fused, match: Tensor, joined: Joined | None = None, faults: Tensor | None = None
+        self,
+        fused: Fused,
+        match: Tensor,
+        joined: Joined | None = None,
+        faults: Tensor | None = None,
+        drawn: Drawn | None = None,
     ) -> Tensor:
         """(B, 4) MOS of the aspects.
 
@@ -211,6 +253,7 @@ class MosHead(nn.Module):
             match: (B,) logits of the match.
             joined: what joins it.
             faults: see `Encoder.faults`.
+            drawn: where the aspects' logits are drawn to.
         """
         read = zip(READ_ASPECTS, self.readouts, strict=True)
         each = {place: readout(fused.aspects[:, place])[:, 0] for place, readout in read}
@@ -218,6 +261,8 @@ class MosHead(nn.Module):
         if joined is not None:
             each[ALIGNMENT] = match * joined.trust * self.own_scale + self.own_offset + joined.known
         logits = torch.stack([each[place] for place in range(len(ASPECTS))], 1)
+        if drawn is not None:
+            logits = drawn.of(logits)
         return bounded(logits if faults is None else logits - faults)
 
     def overall(self, parts: Tensor, weights: Tensor) -> Tensor:
@@ -262,7 +307,13 @@ class Judge(nn.Module):
         return seen
 
     def judge(
-        self, seen: Seen, text: Tensor, *, joined: Joined | None = None, taught: Tensor | None = None
+        self,
+        seen: Seen,
+        text: Tensor,
+        *,
+        joined: Joined | None = None,
+        drawn: Drawn | None = None,
+        taught: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Score what was seen of clips against (B, Dt) prompt embeddings, row by row.
 
@@ -270,6 +321,7 @@ class Judge(nn.Module):
             seen: of the clips.
             text: of their prompts.
             joined: how the match is joined with what is known without training; None, it stands alone.
+            drawn: where what was learned is drawn to; None, nowhere.
             taught: (B,) bool, for training: rows whose match learns from what is known to fit, and not from ratings.
         Returns:
             (B, 4) MOS of the aspects, and their weights (B, 4) in Overall.
@@ -278,7 +330,7 @@ class Judge(nn.Module):
         match = self.match(seen.content, text)
         if taught is not None:
             match = torch.where(taught, match.detach(), match)
-        return self.head(fused, match, joined, seen.faults), fused.weights
+        return self.head(fused, match, joined, seen.faults, drawn), fused.weights
 
     def alignment_of_all_pairs(self, seen: Seen, text: Tensor) -> Tensor:
         """How well every clip fits every prompt, B clips and text (P, Dt) to (B, P) MOS, without the own scale."""
@@ -298,6 +350,7 @@ class QualityModel(nn.Module):
     mixture: Tensor
     bridge_gain: Tensor
     doubt: Tensor
+    usual: Tensor
 
     def __init__(
         self,
@@ -321,6 +374,7 @@ class QualityModel(nn.Module):
         # Nothing is known of distance and bridge before they are measured: until then the match stands alone.
         self.register_buffer("bridge_gain", torch.zeros(1))
         self.register_buffer("doubt", torch.zeros(1))
+        self.register_buffer("usual", torch.zeros(len(ASPECTS)))
 
     def hold_forests(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Have empty forests of these sizes, (trees, most nodes) each, for tensors to fill."""
@@ -356,27 +410,41 @@ class QualityModel(nn.Module):
         """How match and bridge are joined for clips at a distance (B,), each with its prompt (B, Dt)."""
         if self.bridge is None:
             return None
-        farther = torch.maximum(distance, self.prompts(text))
-        trust = 1 - self.doubt * ((farther - DOUBTED[0]) / (DOUBTED[1] - DOUBTED[0])).clamp(0, 1).nan_to_num(1.0)
+        trust = 1 - self.doubt * _come(torch.maximum(distance, self.prompts(text)), DOUBTED)
         known = self.bridge(activations["classes"], text).diagonal()
         return Joined(trust, known * (trust * self.bridge_gain + (1 - trust) * BRIDGE_ALONE))
 
-    def from_stem(self, activations: Activations, text: Tensor) -> Prediction:
-        """Score clips from their stem's activations and (B, Dt) prompt embeddings."""
+    def drawn(self, distance: Tensor) -> Drawn:
+        """Where what judges learned of clips at a distance (B,) is drawn to."""
+        least = distance.new_tensor([LEARNED_OF_STRANGE.get(aspect, 1.0) for aspect in ASPECTS])
+        return Drawn(1 - (self.doubt * _come(distance, STRANGE)).unsqueeze(1) * (1 - least), self.usual)
+
+    def judged(self, activations: Activations, text: Tensor) -> Judged:
+        """What judges and forests say of clips, from their stem's activations and (B, Dt) prompt embeddings."""
         seen = [judge.see(activations) for judge in self.judges]
         distance = self.familiarity(seen[0].content)
         joined = self.joined(activations, text, distance)
-        judged = [judge.judge(each, text, joined=joined) for judge, each in zip(self.judges, seen, strict=True)]
-        aspects = self.mixed(torch.stack([parts for parts, _ in judged]), self.forest(activations))
+        # Without what is measured, what was learned is all there is.
+        drawn = None if seen[0].faults is None else self.drawn(distance)
+        each = [
+            judge.judge(one, text, joined=joined, drawn=drawn) for judge, one in zip(self.judges, seen, strict=True)
+        ]
+        aspects, weights = (torch.stack(part) for part in zip(*each, strict=True))
+        return Judged(aspects, weights, self.forest(activations), seen[0], distance)
+
+    def from_stem(self, activations: Activations, text: Tensor) -> Prediction:
+        """Score clips from their stem's activations and (B, Dt) prompt embeddings."""
+        judged = self.judged(activations, text)
+        aspects = self.mixed(judged.aspects, judged.forest)
         overall = [
-            judge.head.overall(aspects, weights) for judge, (_, weights) in zip(self.judges, judged, strict=True)
+            judge.head.overall(aspects, weights) for judge, weights in zip(self.judges, judged.weights, strict=True)
         ]
         mos = torch.cat((aspects, torch.stack(overall).mean(0).unsqueeze(1)), 1)
         return Prediction(
             mos=self.calibration(mos.float()),
-            aspect_weights=torch.stack([weights for _, weights in judged]).mean(0),
-            auxiliary=seen[0].auxiliary,
-            distance=distance,
+            aspect_weights=judged.weights.mean(0),
+            auxiliary=judged.seen.auxiliary,
+            distance=judged.distance,
         )
 
     def forest(self, activations: Activations) -> Tensor | None:
@@ -396,6 +464,11 @@ class QualityModel(nn.Module):
             return (self.mixture[:-1].unsqueeze(1) * judged).sum(0)
         members = torch.cat((judged, forest.nan_to_num().unsqueeze(0)))
         return (self.mixture.unsqueeze(1) * members).sum(0)
+
+
+def _come(distance: Tensor, edges: tuple[float, float]) -> Tensor:
+    """How far distances (B,) have come from one to the other, 0 to 1; 1 where they are no number."""
+    return ((distance - edges[0]) / (edges[1] - edges[0])).clamp(0, 1).nan_to_num(1.0)
 
 
 class Calibration(nn.Module):

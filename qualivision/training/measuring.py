@@ -133,7 +133,7 @@ def _fit_bridge(model: QualityModel, clips: ClipSet, batch_size: int) -> float:
 
 
 def fit_forests(model: QualityModel, train_set: ClipSet, seed: int, batch_size: int) -> list[Forest]:
-    """The forest of each of `READ_ASPECTS`; none where the encoder has nothing for them."""
+    """The forest of each of `READ_ASPECTS`, and what is usual; none where the encoder has nothing for them."""
     from sklearn.ensemble import ExtraTreesRegressor
 
     found, apart = [], []
@@ -145,6 +145,7 @@ def fit_forests(model: QualityModel, train_set: ClipSet, seed: int, batch_size: 
         faults, rated = model.encoder.faults(batch.activations), logits_of(batch.mos[:, : len(ASPECTS)])
         apart.append(rated if faults is None else rated + faults)
     rest = torch.cat(apart).cpu()
+    model.usual.copy_(rest.mean(0))
     forests = []
     for each, place in zip(zip(*found, strict=True), READ_ASPECTS, strict=True):
         fitted = ExtraTreesRegressor(
@@ -180,13 +181,9 @@ def _members(model: QualityModel, clips: ClipSet, batch_size: int) -> tuple[Tens
     """(judges, N, 4) and (N, 4), NaN where a forest says nothing: MOS of the aspects by each of them, on the CPU."""
     judged, forest = [], []
     for batch in _batches(model, clips, batch_size):
-        text = model.embed(batch.prompts, batch.text)
-        seen = [judge.see(batch.activations) for judge in model.judges]
-        joined = model.joined(batch.activations, text, model.familiarity(seen[0].content))
-        each = [judge.judge(own, text, joined=joined)[0] for judge, own in zip(model.judges, seen, strict=True)]
-        judged.append(torch.stack(each).cpu())
-        trees = model.forest(batch.activations)
-        forest.append(torch.full_like(judged[-1][0], torch.nan) if trees is None else trees.cpu())
+        each = model.judged(batch.activations, model.embed(batch.prompts, batch.text))
+        judged.append(each.aspects.cpu())
+        forest.append(torch.full_like(judged[-1][0], torch.nan) if each.forest is None else each.forest.cpu())
     return torch.cat(judged, 1), torch.cat(forest)
 
 
