@@ -63,7 +63,7 @@ check: $(READY)
 
 test: $(READY_TO_TEST) check
 	@echo "== Tests"
-	@pytest
+	@pytest -n 2 --dist loadfile
 
 clean:
 	rm -rf cache checkpoints state .pytest_cache .mypy_cache .ruff_cache

@@ -10,10 +10,10 @@ import errno
 import os
 import signal
 import sys
+from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
 from multiprocessing import get_context, parent_process
 from multiprocessing.context import SpawnContext, SpawnProcess
 from threading import Lock, Thread
@@ -34,6 +34,8 @@ _IN_PROCESS_UP_TO = 8
 """So few jobs that nobody guards are done faster than worker processes start."""
 
 _QUEUED_PER_WORKER = 4
+_BROKEN_POOLS = 5
+_LOOK_SECONDS = 5.0
 
 # No job after this one would fare better.
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -175,21 +177,39 @@ def cores() -> int:
 def _each_in_pool(
     work: Callable[..., Any], jobs: list[Job], workers: int, guard: Guard | None, *, per_process: int
 ) -> Iterator[tuple[Job, Future[Any]]]:
-    """Each job with its future, done. Queues only a few at a time, and stops the processes when nobody asks on."""
-    if not jobs:
+    """Each job with its future, done. Queues only a few at a time, and stops the processes when nobody asks on.
+
+    pebble gives up a whole pool when a process dies before it is known to have begun a job, as on a busy machine. Its
+    jobs then go to a new one, until they have been in so many that did.
+    """
+    todo = deque((job, 1) for job in jobs)
+    if not todo:
         return
     pool = _process_pool(workers, guard, per_process=per_process)
+    running: dict[Future[Any], tuple[Job, int]] = {}
     try:
-        todo = iter(jobs)
-        running: dict[Future[Any], Job] = {}
-        while True:
-            for job in islice(todo, workers * _QUEUED_PER_WORKER - len(running)):
-                running[pool.schedule(work, args=job, timeout=guard.seconds if guard else None)] = job
-            if not running:
-                break
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
+        while todo or running:
+            while todo and len(running) < workers * _QUEUED_PER_WORKER:
+                try:
+                    begun = pool.schedule(work, args=todo[0][0], timeout=guard.seconds if guard else None)
+                except RuntimeError:
+                    if running:
+                        break  # they are told first
+                    pool.stop()
+                    pool.join()
+                    pool = _process_pool(workers, guard, per_process=per_process)
+                    continue
+                running[begun] = todo.popleft()
+            done, _ = wait(running, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
+            if not done and not pool.active:  # these came when it had told its jobs already
+                for future in running:
+                    future.set_exception(BrokenProcessPool("came too late"))
             for future in done:
-                yield running.pop(future), future
+                job, pools = running.pop(future)
+                if isinstance(future.exception(), BrokenProcessPool) and pools < _BROKEN_POOLS:
+                    todo.append((job, pools + 1))
+                else:
+                    yield job, future
         pool.close()
     finally:
         pool.stop()
@@ -236,6 +256,8 @@ def _loss(future: Future[Any], guard: Guard | None) -> str | None:
     if isinstance(err, ProcessExpired):
         how = signal.Signals(-err.exitcode).name if err.exitcode < 0 else f"exit code {err.exitcode}"
         return f"crashes the process that reads it ({how})"
+    if isinstance(err, BrokenProcessPool):
+        return "was not done: its worker died"
     if isinstance(err, TimeoutError) and guard:
         return f"takes longer than {guard.seconds:g} s"
     return None

@@ -245,7 +245,7 @@ def test_of_a_strange_clip_what_judges_learned_of_a_measured_aspect_counts_less(
             judged = measured.judged(batch.activations, batch.text)
         return torch.logit((judged.aspects - MOS_MIN) / (MOS_MAX - MOS_MIN)) + taken, judged.forest
 
-    found = [learned(distance) for distance in (0.9, 1.1, 1.3, 40.0, torch.nan)]
+    found = [learned(distance) for distance in (0.9, 1.1, 1.31, 40.0, torch.nan)]
     near, between, far, farther, unknown = (judges for judges, _ in found)
     usual, share = measured.usual[TRADITIONAL], LEARNED_OF_STRANGE["Traditional"]
     assert torch.allclose(far[..., TRADITIONAL], usual + share * (near[..., TRADITIONAL] - usual), atol=1e-3)

@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
+from qualivision import workers
 from qualivision.video import VideoError
 from qualivision.workers import Guard, LostError, Pool, in_processes
 
@@ -109,6 +112,57 @@ def test_a_job_that_takes_its_process_with_it_costs_itself_alone(tmp_path):
 
 def test_a_single_job_under_guard_has_a_process_of_its_own(tmp_path):
     with pytest.raises(VideoError, match="7: crashes"):
+        list(in_processes(hostile, [(7, tmp_path)], guard=GUARD))
+
+
+@pytest.mark.parametrize("guard", [GUARD, None])
+def test_a_pool_that_gives_up_costs_no_job(tmp_path, monkeypatch, guard):
+    """It does when a process dies before it is known to have begun a job."""
+    from pebble.pool.process import PoolManager
+
+    find, given_up = PoolManager.find_expired_task, []
+
+    def sometimes(manager, worker):
+        if len(given_up) < 2:
+            given_up.append(worker)
+            raise BrokenProcessPool("All workers expired")
+        return find(manager, worker)
+
+    monkeypatch.setattr(PoolManager, "find_expired_task", sometimes)
+    numbers = [7, *range(20, 40)]
+    done = []
+    with pytest.raises((VideoError, LostError), match="SIGSEGV"):
+        for number in in_processes(hostile, [(number, tmp_path) for number in numbers], workers=2, guard=guard):
+            done.append(number)
+    assert len(given_up) == 2 and sorted(done) == numbers[1:]
+
+
+def test_jobs_that_a_pool_took_when_it_had_given_up_already_go_to_another(tmp_path, monkeypatch):
+    from pebble import ProcessPool
+
+    monkeypatch.setattr(workers, "_LOOK_SECONDS", 0.2)
+    schedule, late = ProcessPool.schedule, []
+
+    def too_late(pool, *args, **options):
+        if len(late) == 3:
+            pool.stop()
+        late.append(1)
+        return Future() if len(late) in (4, 5) else schedule(pool, *args, **options)
+
+    monkeypatch.setattr(ProcessPool, "schedule", too_late)
+    numbers = list(range(20, 40))
+    found = list(in_processes(hostile, [(number, tmp_path) for number in numbers], workers=2, guard=GUARD))
+    assert sorted(found) == numbers and len(late) > 20
+
+
+def test_jobs_that_no_pool_survives_are_named(tmp_path, monkeypatch):
+    from pebble.pool.process import PoolManager
+
+    def always(manager, worker):
+        raise BrokenProcessPool("All workers expired")
+
+    monkeypatch.setattr(PoolManager, "find_expired_task", always)
+    with pytest.raises(VideoError, match="7: was not done: its worker died, twice"):
         list(in_processes(hostile, [(7, tmp_path)], guard=GUARD))
 
 
