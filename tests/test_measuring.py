@@ -27,7 +27,6 @@ from qualivision.models.factory import build_model
 from qualivision.models.quality import (
     ALIGNMENT,
     ASPECTS,
-    LEARNED_OF_STRANGE,
     READ_ASPECTS,
     Calibration,
     QualityModel,
@@ -230,7 +229,7 @@ def test_a_prediction_is_the_mixture_of_judges_and_forests_calibrated(measured, 
     assert (measured.calibration.slope != 1).all()
 
 
-def test_of_a_strange_clip_what_judges_learned_of_a_measured_aspect_counts_less(measured, data):
+def test_the_judges_are_not_asked_what_is_measured_of_a_strange_clip(measured, data):
     train_set = data.clips("train")
     everything = train_set.collate(list(range(len(train_set))))
     left = logits_of(everything.mos[:, : len(ASPECTS)]) + measured.encoder.faults(everything.activations)
@@ -247,8 +246,8 @@ def test_of_a_strange_clip_what_judges_learned_of_a_measured_aspect_counts_less(
 
     found = [learned(distance) for distance in (0.9, 1.1, 1.31, 40.0, torch.nan)]
     near, between, far, farther, unknown = (judges for judges, _ in found)
-    usual, share = measured.usual[TRADITIONAL], LEARNED_OF_STRANGE["Traditional"]
-    assert torch.allclose(far[..., TRADITIONAL], usual + share * (near[..., TRADITIONAL] - usual), atol=1e-3)
+    usual = torch.full_like(far[..., TRADITIONAL], measured.usual[TRADITIONAL])
+    assert torch.allclose(far[..., TRADITIONAL], usual, atol=1e-3)
     assert torch.allclose(between[..., TRADITIONAL], (0.5 * (near + far))[..., TRADITIONAL], atol=1e-3)
     assert (near - far)[..., TRADITIONAL].abs().min() > 0.01, "there is something to draw"
     assert torch.equal(farther, far) and torch.equal(unknown, far), "no number is no reason to trust"

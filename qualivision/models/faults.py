@@ -24,7 +24,7 @@ _LONGEST_STILL = -1
 # Of each fault: what more of it takes, in logits of the MOS, and from where on. What usually is there takes nothing:
 # the levels are about those of the median clip of the sample data, for lost detail that of the sharpest fifth. Lost
 # texture has none such: nearly every clip is above it.
-_NOISE = (2.2, -1.8)
+_NOISE = (2.0, -1.8)
 _UNSHARP = (1.6, 0.55)
 _SMOOTH = (0.7, 2.5)
 _STILL = (2.5, 0.1)

@@ -45,9 +45,9 @@ READ_ASPECTS = tuple(place for place in range(len(ASPECTS)) if place != ALIGNMEN
 DOUBTED = (1.1, 1.2)
 """Distances, of a clip or a prompt, from which on the match is doubted, and not believed at all; 1 is familiar."""
 STRANGE = (0.9, 1.3)
-"""Distances of a clip from which on what judges learned of it is drawn to what is usual, and as far as it ever is;"""
-LEARNED_OF_STRANGE = {"Traditional": 0.3}
-"""by aspect, how much of it then still counts. In the others what is measured says too little to rely on."""
+"""Distances of a clip from which on judges count less, and not at all, in what is measured well enough without them."""
+MEASURED_WELL = ("Traditional",)
+"""What of a strange clip is read from measured faults and forests alone. Of time too little is measured for that."""
 BRIDGE_ALONE = 0.8
 """Logits of a deviation of the bridge for a clip so unlike the training clips that the match knows nothing of it."""
 
@@ -107,7 +107,7 @@ class Drawn(NamedTuple):
     """
 
     share: Tensor
-    """(B, 4), of each aspect: how much of what was learned counts, 1 of clips of the training data's kind."""
+    """(B, 4), of each aspect: how much of what was learned counts; 1 for clips of the training data's kind."""
     usual: Tensor
     """(4,) logits: what is usually left of a rating once what is measured has been taken from it."""
 
@@ -416,8 +416,8 @@ class QualityModel(nn.Module):
 
     def drawn(self, distance: Tensor) -> Drawn:
         """Where what judges learned of clips at a distance (B,) is drawn to."""
-        least = distance.new_tensor([LEARNED_OF_STRANGE.get(aspect, 1.0) for aspect in ASPECTS])
-        return Drawn(1 - (self.doubt * _come(distance, STRANGE)).unsqueeze(1) * (1 - least), self.usual)
+        well = distance.new_tensor([aspect in MEASURED_WELL for aspect in ASPECTS])
+        return Drawn(1 - (self.doubt * _come(distance, STRANGE)).unsqueeze(1) * well, self.usual)
 
     def judged(self, activations: Activations, text: Tensor) -> Judged:
         """What judges and forests say of clips, from their stem's activations and (B, Dt) prompt embeddings."""
