@@ -35,7 +35,9 @@ _IN_PROCESS_UP_TO = 8
 
 _QUEUED_PER_WORKER = 4
 _BROKEN_POOLS = 5
+"""In so many a job has its try before it is held to be what breaks them."""
 _LOOK_SECONDS = 5.0
+"""Between two looks at whether a pool that says nothing still lives."""
 
 # No job after this one would fare better.
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -185,7 +187,7 @@ def _each_in_pool(
     todo = deque((job, 1) for job in jobs)
     if not todo:
         return
-    pool = _process_pool(workers, guard, per_process=per_process)
+    pool, has_begun = _process_pool(workers, guard, per_process=per_process), False
     running: dict[Future[Any], tuple[Job, int]] = {}
     try:
         while todo or running:
@@ -195,14 +197,16 @@ def _each_in_pool(
                 except RuntimeError:
                     if running:
                         break  # they are told first
+                    if not has_begun:
+                        raise  # another would do no better
                     pool.stop()
                     pool.join()
-                    pool = _process_pool(workers, guard, per_process=per_process)
+                    pool, has_begun = _process_pool(workers, guard, per_process=per_process), False
                     continue
-                running[begun] = todo.popleft()
+                running[begun], has_begun = todo.popleft(), True
             done, _ = wait(running, timeout=_LOOK_SECONDS, return_when=FIRST_COMPLETED)
             if not done and not pool.active:  # these came when it had told its jobs already
-                for future in running:
+                for future in (one for one in running if not one.done()):
                     future.set_exception(BrokenProcessPool("came too late"))
             for future in done:
                 job, pools = running.pop(future)

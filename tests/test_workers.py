@@ -155,6 +155,17 @@ def test_jobs_that_a_pool_took_when_it_had_given_up_already_go_to_another(tmp_pa
     assert sorted(found) == numbers and len(late) > 20
 
 
+def test_a_pool_that_takes_nothing_at_all_is_an_error_and_not_replaced_forever(tmp_path, monkeypatch):
+    from pebble import ProcessPool
+
+    def refuse(pool, *args, **options):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(ProcessPool, "schedule", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        list(in_processes(hostile, [(20, tmp_path)], guard=GUARD))
+
+
 def test_jobs_that_no_pool_survives_are_named(tmp_path, monkeypatch):
     from pebble.pool.process import PoolManager
 
