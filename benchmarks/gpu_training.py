@@ -202,11 +202,12 @@ def training_step(network: QualityModel, activations: dict[str, torch.Tensor], b
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16):
             seen = judge.see(activations)
-            aspects, weights = judge.judge(seen, text)
-            found = torch.cat((aspects, judge.head.overall(aspects, weights).unsqueeze(1)), 1).float()
+            aspects, fused = judge.judge(seen, text)
+            found = torch.cat((aspects, judge.head.overall(aspects, fused.weights).unsqueeze(1)), 1).float()
             pairs = judge.alignment_of_all_pairs(seen, text).float()
         loss = regression_loss(found, rated) + ranking_loss(found, rated) + correlation_loss(found, rated)
         loss = loss + (pairs - rated[:, 1:2]).square().mean()
+        loss = loss + judge.head.fault_losses(fused).float().square().mean()
         for score in seen.auxiliary.values():
             loss = loss + (score.float() - rated[:, 0]).square().mean()
         loss.backward()

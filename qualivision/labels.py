@@ -8,7 +8,8 @@ judge a table beyond what reading needs: `validation.py` finds everything that i
     data/test/test_labels.csv            data/test/videos/*       (data/test/labels/test_labels.csv is read too)
 
 Beside a label table may lie `<split>_ratings.csv`: the single ratings behind each MOS (`Overall_1`, `Overall_2`, ...),
-the latent truth where it is known (`Overall_truth`), and what the prompt asks for and the clip shows (`asks`, `shows`).
+the latent truth where it is known (`Overall_truth`), what the prompt asks for and the clip shows (`asks`, `shows`), and
+what is wrong with the clip and how much of a MOS each of that takes (`degradations`).
 And `<split>_other_prompts.csv`: prompts without a clip and what they ask for (`Prompt`, `asks`), for a model to learn
 from what does not fit.
 """
@@ -36,6 +37,32 @@ SPLITS: Final = ("train", "val", "test")
 
 # How much of a prompt each thing it asks for is, where both sides are known (the sample data; see `graded_alignment`).
 ASPECT_OF_PROMPT: Final[Mapping[str, float]] = {"subject": 0.4, "scene": 0.25, "colour": 0.2, "motion": 0.15}
+
+# The kinds of fault that may be known of a clip (the sample data), and the dimension that each lowers; in the order in
+# which they are done: a scene is cluttered before it is blurred.
+FAULTS: Final[Mapping[str, str]] = {
+    "washed_out": "Aesthetic",
+    "palette_clash": "Aesthetic",
+    "clutter": "Aesthetic",
+    "off_frame": "Aesthetic",
+    "blur": "Traditional",
+    "low_resolution": "Traditional",
+    "smooth": "Traditional",
+    "noise": "Traditional",
+    "blocking": "Traditional",
+    "compression": "Traditional",
+    "underexposure": "Traditional",
+    "overexposure": "Traditional",
+    "freeze": "Temporal",
+    "judder": "Temporal",
+    "jitter": "Temporal",
+    "wobble": "Temporal",
+    "flicker": "Temporal",
+    "melting": "Temporal",
+    "morph": "Temporal",
+    "shuffle": "Temporal",
+    "jump": "Temporal",
+}
 
 
 class LabelError(QualiVisionError, ValueError):
@@ -169,6 +196,22 @@ def graded_alignment(asks: Mapping[str, str], shows: Mapping[str, str]) -> float
     total = sum(ASPECT_OF_PROMPT[aspect] for aspect in asks)
     met = sum(ASPECT_OF_PROMPT[aspect] for aspect, wanted in asks.items() if shows.get(aspect) == wanted)
     return MOS_MIN + (MOS_MAX - MOS_MIN) * met / total
+
+
+def fault_losses(degradations: Mapping[str, Mapping[str, float]]) -> list[float]:
+    """What each kind of fault takes from the dimension that it lowers, in MOS, in the order of `FAULTS`; mostly 0.
+
+    Args:
+        degradations: of each kind that a clip has, its `loss`, 0 to 4, and more that is not looked at.
+    Raises:
+        LookupError, TypeError, ValueError: a kind that is none of `FAULTS`, without a loss, or with no such number.
+    """
+    if unknown := set(degradations) - set(FAULTS):
+        raise LookupError(f"no fault is named {unknown.pop()!r}")
+    losses = [float(degradations[kind]["loss"]) if kind in degradations else 0.0 for kind in FAULTS]
+    if not all(0 <= loss <= MOS_MAX - MOS_MIN for loss in losses):
+        raise ValueError("a loss lies outside of 0 to 4")
+    return losses
 
 
 def _check_split(split: str) -> None:

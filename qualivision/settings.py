@@ -115,6 +115,7 @@ class LossSettings(Section):
     scale: float = Field(ge=0.0, description="squared error that counts more below 2.5 and above 4.0")
     correlation: float = Field(ge=0.0, description="1 - PLCC in a batch")
     alignment: float = Field(ge=0.0, description="every clip of a batch against every prompt of it")
+    faults: float = Field(default=0.0, ge=0.0, description="what each kind of fault takes, where that is known")
     auxiliary: float = Field(default=0.0, ge=0.0, description="what the video encoder's own heads say, if it has any")
 
 

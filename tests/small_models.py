@@ -51,7 +51,7 @@ TEXT_WIDTH = 8
 MINILM_WIDTH = 384
 PROMPTS = 8
 FRAMES = FrameSpec(count=4, height=64, width=64)
-LOSS = LossSettings(regression=0.7, ranking=0.3, scale=0.1, correlation=0.3, alignment=0.5, auxiliary=0.2)
+LOSS = LossSettings(regression=0.7, ranking=0.3, scale=0.1, correlation=0.3, alignment=0.5, faults=0.3, auxiliary=0.2)
 
 
 @cache

@@ -11,6 +11,7 @@ import pytest
 import torch
 from small_models import FUSIONS, LOSS, TEXT_WIDTH, made_up_text
 
+from qualivision.labels import FAULTS
 from qualivision.models import dover
 from qualivision.models.dover import ConvNeXt3D, DoverEncoder, Published, VideoHead, read_published
 from qualivision.models.fusion import ConcatenationFusion, Match, QualityAwareFusion
@@ -240,6 +241,7 @@ def test_every_parameter_gets_a_gradient(tmp_path, fusion):
         others=torch.empty(0, TEXT_WIDTH),
         own=torch.eye(count, dtype=torch.bool),
         known=torch.full((count, count), 2.0),
+        faults=torch.ones(count, len(FAULTS)),
     )
     terms, _ = Objective(model).train()(batch, [])
     assert "auxiliary" in terms

@@ -381,6 +381,8 @@ def test_clips_without_single_ratings_are_added_with_a_warning_and_ratings_may_c
         (ratings("C_9.mp4"), "ratings-of-no-row"),
         (ratings("C_0.mp4", asks="{", shows="{}"), "asks-and-shows"),
         (ratings("C_0.mp4", asks='{"smell": "x"}', shows='{"smell": "x"}'), "asks-and-shows"),
+        (ratings("C_0.mp4", degradations="{"), "degradations"),
+        (ratings("C_0.mp4", degradations='{"smell": {"loss": 1}}'), "degradations"),
     ],
 )
 def test_bad_single_ratings_refuse_the_batch(place, unchecked, single, check):

@@ -8,8 +8,11 @@ import pytest
 
 from qualivision.labels import (
     ASPECT_OF_PROMPT,
+    DIMENSIONS,
+    FAULTS,
     MOS_COLUMNS,
     LabelError,
+    fault_losses,
     generator_of,
     graded_alignment,
     has_mos,
@@ -163,3 +166,30 @@ def test_graded_alignment_counts_what_is_met_by_its_weight(asks, shows, alignmen
 
 def test_the_weights_of_all_aspects_are_one_prompt():
     assert sum(ASPECT_OF_PROMPT.values()) == pytest.approx(1.0)
+
+
+def test_each_fault_has_its_loss_and_the_others_none():
+    losses = dict(
+        zip(FAULTS, fault_losses({"blur": {"loss": 1.5, "effect": 7}, "freeze": {"loss": "0.25"}}), strict=True)
+    )
+    assert losses == dict.fromkeys(FAULTS, 0.0) | {"blur": 1.5, "freeze": 0.25}
+    assert fault_losses({}) == [0.0] * len(FAULTS)
+    assert set(FAULTS.values()) < set(DIMENSIONS)
+
+
+@pytest.mark.parametrize(
+    ("degradations", "error"),
+    [
+        ({"smell": {"loss": 1.0}}, LookupError),
+        ({"blur": {"severity": 1.0}}, LookupError),
+        ({"blur": 1.0}, TypeError),
+        ({"blur": {"loss": "much"}}, ValueError),
+        ({"blur": {"loss": -0.1}}, ValueError),
+        ({"blur": {"loss": 4.1}}, ValueError),
+        ({"blur": {"loss": math.nan}}, ValueError),
+        (["smell"], LookupError),
+    ],
+)
+def test_what_is_no_fault_is_refused(degradations, error):
+    with pytest.raises(error):
+        fault_losses(degradations)

@@ -25,6 +25,7 @@ from qualivision.training.losses import (
     alignment_loss,
     choice_loss,
     correlation_loss,
+    fault_loss,
     ranking_loss,
     regression_loss,
     scale_aware_loss,
@@ -248,6 +249,27 @@ def test_alignment_loss_refuses_ratings_of_another_shape():
     predicted, mos, known, own = alignment_batch()
     with pytest.raises(ShapeError, match=r"got \(6, 6\), \(6, 1\)"):
         alignment_loss(predicted, mos.unsqueeze(1), known, own)
+
+
+def test_fault_loss_sums_over_kinds_and_is_the_mean_of_the_clips_of_which_they_are_known():
+    predicted = torch.tensor([[1.0, 0.0], [0.5, 2.0], [9.0, 9.0]], requires_grad=True)
+    known = torch.tensor([[0.0, 0.0], [0.5, 0.0], [math.nan, math.nan]])
+    loss = fault_loss(predicted, known)
+    assert loss.item() == pytest.approx((1.0 + 4.0) / 2)
+    loss.backward()
+    assert predicted.grad.tolist() == [[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]]
+
+
+def test_fault_loss_is_nothing_where_nothing_is_known():
+    predicted = torch.rand(3, 2, requires_grad=True)
+    loss = fault_loss(predicted, torch.full((3, 2), math.nan))
+    loss.backward()
+    assert loss.item() == 0 and not predicted.grad.any()
+
+
+def test_fault_loss_refuses_another_number_of_kinds():
+    with pytest.raises(ShapeError, match=r"got \(3, 2\) and \(3, 4\)"):
+        fault_loss(torch.rand(3, 2), torch.rand(3, 4))
 
 
 BASE = LossSettings(regression=0.7, ranking=0.3, scale=0.1, correlation=0.2, alignment=0.5)

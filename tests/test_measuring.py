@@ -21,12 +21,13 @@ from small_models import (
 from test_training import interrupt, run, trainer
 
 from qualivision.cache import CacheError
-from qualivision.labels import DIMENSIONS, MOS_MAX, MOS_MIN
+from qualivision.labels import DIMENSIONS, FAULTS, MOS_MAX, MOS_MIN
 from qualivision.models.bridge import class_phrases
 from qualivision.models.factory import build_model
 from qualivision.models.quality import (
     ALIGNMENT,
     ASPECTS,
+    FAULTS_OF,
     READ_ASPECTS,
     Calibration,
     QualityModel,
@@ -41,6 +42,8 @@ from qualivision.training.measuring import fit_calibration, measure_after, measu
 pytestmark = pytest.mark.usefixtures("few_trees")
 
 TRADITIONAL = ASPECTS.index("Traditional")
+FIRST = torch.tensor([places[0] for places in FAULTS_OF])
+"""Of the faults of each aspect that is read."""
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +148,10 @@ def test_several_judges_count_as_their_mean_before_anything_is_measured():
         found = model.from_stem(activations, text)
         judged = [judge.judge(judge.see(activations), text) for judge in model.judges]
         parts = torch.stack([aspects for aspects, _ in judged]).mean(0)
-        overall = [j.head.overall(parts, weights) for j, (_, weights) in zip(model.judges, judged, strict=True)]
+        overall = [j.head.overall(parts, fused.weights) for j, (_, fused) in zip(model.judges, judged, strict=True)]
     wanted = torch.cat((parts, torch.stack(overall).mean(0).unsqueeze(1)), 1)
     assert torch.allclose(found.mos, wanted, atol=1e-3)  # so near the ends is the calibration, before it is measured
-    assert torch.allclose(found.aspect_weights, torch.stack([weights for _, weights in judged]).mean(0))
+    assert torch.allclose(found.aspect_weights, torch.stack([fused.weights for _, fused in judged]).mean(0))
     assert not torch.allclose(judged[0][0], judged[1][0]), "they differ by their seed"
 
 
@@ -175,6 +178,52 @@ def test_a_phrase_of_the_bridge_that_nobody_embedded_is_named(data):
     clips.embeddings = {phrase: value for phrase, value in data.embeddings.items() if phrase != lacking}
     with pytest.raises(CacheError, match=rf"'{lacking}': is not in the prompt cache; run `qualivision prompts`"):
         measure_before(judged_model(), clips)
+
+
+# Forests
+
+
+def test_known_faults_decide_on_the_splits_and_the_leaves_hold_the_ratings(data, monkeypatch):
+    """Ratings that are hardly more than noise, of clips whose one fault follows from what is seen."""
+    monkeypatch.setattr(measuring, "TREES", 40)
+    train_set, random = data.clips("train"), torch.Generator().manual_seed(0)
+    model = judged_model()
+    measure_before(model, train_set)
+    batch = train_set.collate(list(range(len(train_set))))
+    fault = 3.0 * (batch.activations["statistics"][:, :, 0].mean(1) < 0)  # what `write_data_set` made of the quality
+    train_set.mos = (4 - fault.unsqueeze(1) + 1.5 * torch.randn(train_set.mos.shape, generator=random)).clamp(1, 5)
+    features, truth = model.encoder.measured(batch.activations), logits_of(4 - fault)
+
+    def found(known: torch.Tensor) -> torch.Tensor:
+        train_set.faults = known
+        forests = measuring.fit_forests(model, train_set, 0, 8)
+        return torch.stack([forest(given) for forest, given in zip(forests, features, strict=True)])
+
+    nothing = torch.full((len(train_set), len(FAULTS)), torch.nan)
+    without, told = (
+        found(nothing),
+        found(torch.where(torch.isin(torch.arange(len(FAULTS)), FIRST), fault[:, None], 0.0)),
+    )
+    assert torch.equal(without, found(torch.zeros_like(nothing))), "no clip has one: the same trees"
+    halves = told[:, fault > 0].mean(1), told[:, fault == 0].mean(1)
+    for place, aspect in enumerate(READ_ASPECTS):
+        # The rating of a leaf's clips, and not what is known of them: its mean is that of the ratings.
+        rated = logits_of(train_set.mos[:, aspect]) + model.encoder.faults(batch.activations)[:, aspect]
+        assert told[place].mean() == pytest.approx(float(rated.mean()), abs=0.02)
+        assert halves[1][place] > halves[0][place]
+        errors = [(each[place] - each[place].mean() - truth + truth.mean()).square().mean() for each in (told, without)]
+        assert errors[0] < errors[1]
+
+
+def test_clips_of_which_nothing_is_known_speak_for_no_split(data):
+    train_set = data.clips("train")
+    model = judged_model()
+    measure_before(model, train_set)
+    train_set.faults[::2] = 1.0
+    forests = measuring.fit_forests(model, train_set, 0, 8)
+    batch = train_set.collate(list(range(len(train_set))))
+    for forest, given in zip(forests, model.encoder.measured(batch.activations), strict=True):
+        assert forest(given).isfinite().all()
 
 
 # Mixture
@@ -218,7 +267,7 @@ def test_a_prediction_is_the_mixture_of_judges_and_forests_calibrated(measured, 
                 parts[:, place] += share * aspects[:, place]
         for forest, given, place in zip(measured.forests, features, READ_ASPECTS, strict=True):
             parts[:, place] += measured.mixture[-1, place] * bounded(forest(given) - taken[:, place])
-        overall = [j.head.overall(parts, w) for j, (_, w) in zip(measured.judges, judged, strict=True)]
+        overall = [j.head.overall(parts, own.weights) for j, (_, own) in zip(measured.judges, judged, strict=True)]
         wanted = torch.cat((parts, torch.stack(overall).mean(0).unsqueeze(1)), 1)
         for place in range(len(DIMENSIONS)):
             column = calibrated(measured.calibration.slope[place], measured.calibration.offset[place])

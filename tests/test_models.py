@@ -17,6 +17,7 @@ from small_models import (
 )
 from torch import nn
 
+from qualivision.labels import FAULTS
 from qualivision.models.bridge import CLASSES
 from qualivision.models.factory import base_hash, build_model, build_stem, stem_fingerprint
 from qualivision.models.fovea import SUBJECT_CHANNELS
@@ -52,6 +53,13 @@ def activations(frames) -> dict[str, torch.Tensor]:
         return real_stem()(frames)
 
 
+def known_faults(clips: int) -> torch.Tensor:
+    """Of every clip but the last."""
+    faults = 2 * torch.rand(clips, len(FAULTS), generator=torch.Generator().manual_seed(5))
+    faults[-1] = torch.nan
+    return faults
+
+
 def a_batch(clips: int = 6) -> Batch:
     """Clips two of which share each prompt, and two prompts without one; what is known of the pairs, where it is."""
     text = made_up_text(clips // 2).repeat(2, 1)
@@ -71,6 +79,7 @@ def a_batch(clips: int = 6) -> Batch:
         others=others,
         own=own,
         known=known,
+        faults=known_faults(clips),
     )
 
 

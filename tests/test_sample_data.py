@@ -18,6 +18,7 @@ import pytest
 from qualivision.labels import (
     ASPECT_OF_PROMPT,
     DIMENSIONS,
+    FAULTS,
     MOS_COLUMNS,
     SPLITS,
     generator_of,
@@ -31,7 +32,7 @@ from qualivision.labels import (
 )
 from qualivision.sample_data import SampleDataError, SampleSummary, clips, make_sample_data, writing
 from qualivision.sample_data.content import MOTIONS, draw_prompts
-from qualivision.sample_data.degradations import KINDS, Look, are_alike, degrade, loss_of, luma
+from qualivision.sample_data.degradations import Look, are_alike, degrade, loss_of, luma
 from qualivision.sample_data.pictures import SCENE_SIZE, scene_picture
 from qualivision.sample_data.ratings import combined, latent_truth
 from qualivision.sample_data.rendering import make_shot
@@ -127,11 +128,11 @@ def test_degradations_are_known_kinds_with_severity_effect_and_loss(data: Path) 
     for split in SPLITS:
         for cell in tables(data, split)["degradations"]:
             faults = json.loads(cell)
-            of_each = Counter(KINDS[kind] for kind in faults)
+            of_each = Counter(FAULTS[kind] for kind in faults)
             assert max(of_each.values(), default=0) <= 2
             assert not any(are_alike(*pair) for pair in itertools.combinations(faults, 2))
             for kind, fault in faults.items():
-                assert kind in KINDS
+                assert kind in FAULTS
                 assert 0 <= fault["severity"] <= 1
                 assert fault["loss"] == pytest.approx(loss_of(kind, fault["effect"]), abs=0.01)
 
@@ -210,21 +211,21 @@ def test_no_prompt_without_a_clip_asks_for_what_many_held_out_ones_ask_for(tmp_p
         assert {asks.get(aspect) for asks in others.values()} >= {p.asks[aspect] for p in prompts if aspect in p.asks}
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(FAULTS))
 def test_each_fault_at_high_severity_clearly_lowers_its_dimension(kind: str, tmp_path: Path) -> None:
     clean = truth_with({})
     # What compression does is known only after encoding.
     bad = truth_with({kind: 0.9}, tmp_path if kind == "compression" else None)
-    dimension = KINDS[kind]
+    dimension = FAULTS[kind]
     assert bad[dimension] < clean[dimension] - 1.5
     assert bad["Overall"] < clean["Overall"] - 0.4
     for other in {"Traditional", "Aesthetic", "Temporal"} - {dimension}:
         assert bad[other] > bad[dimension] + 0.5
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"compression"}))
+@pytest.mark.parametrize("kind", sorted(set(FAULTS) - {"compression"}))
 def test_a_harder_fault_is_never_rated_better(kind: str) -> None:
-    dimension = KINDS[kind]
+    dimension = FAULTS[kind]
     truths = [truth_with({kind: severity})[dimension] for severity in (0.1, 0.4, 0.7, 1.0)]
     assert truths == sorted(truths, reverse=True)
 
@@ -284,7 +285,7 @@ def test_a_still_picture_is_rated_as_one_whatever_would_have_moved(motion: str) 
 @pytest.mark.parametrize("kind", ["smooth", "morph", "jump"])
 def test_the_harder_a_fault_the_lower_its_dimension_over_many_clips(kind: str) -> None:
     """Where it jumps to and what it turns into is drawn anew for each clip."""
-    dimension, seeds = KINDS[kind], range(6)
+    dimension, seeds = FAULTS[kind], range(6)
     clean = np.mean([truth_with({}, seed=seed)[dimension] for seed in seeds])
     truths = [
         np.mean([truth_with({kind: severity}, seed=seed)[dimension] for seed in seeds]) for severity in (0.1, 0.5, 0.9)

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import spearmanr
-from small_models import DataSet, network, train_settings, write_data_set
+from small_models import LOSS, DataSet, network, train_settings, write_data_set
 
 from qualivision.cache import CacheError
-from qualivision.labels import MOS_COLUMNS, LabelError, graded_alignment, ratings_path
+from qualivision.labels import FAULTS, MOS_COLUMNS, LabelError, graded_alignment, ratings_path
 from qualivision.models.factory import build_model
 from qualivision.settings import TrainSettings
 from qualivision.training import loop
@@ -385,3 +385,45 @@ def test_ratings_that_are_no_aspects_are_named(own_data, asks, shows):
     write_ratings(own_data, [("A_train00.mp4", asks, shows)])
     with pytest.raises(LabelError, match=r"train_ratings\.csv: A_train00\.mp4: asks .* are not aspects of a prompt"):
         own_data.clips("train")
+
+
+def write_faults(data: DataSet, cells: dict[str, object]) -> None:
+    rows = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in cells.items()]
+    table = pd.DataFrame(rows, columns=["video_name", "degradations"])
+    table.to_csv(ratings_path(data.root / "data", "train"), index=False)
+
+
+def test_known_faults_are_those_of_the_ratings_table(own_data):
+    write_faults(
+        own_data, {"B_train01.mp4": {"blur": {"loss": 1.5, "effect": 0.4}}, "A_train00.mp4": {}, "C_train02.mp4": ""}
+    )
+    clips = own_data.clips("train")
+    faults = clips.collate([0, 1, 2, 3]).faults
+    assert faults[0].tolist() == [0.0] * len(FAULTS)
+    assert faults[1].tolist() == [1.5 if kind == "blur" else 0.0 for kind in FAULTS]
+    assert faults[2:].isnan().all()
+    assert torch.equal(clips.part([1, 0]).faults, faults[[1, 0]])
+
+
+@pytest.mark.parametrize("cell", ["{", {"smell": {"loss": 1.0}}, {"blur": {"loss": 9.0}}, {"blur": 2}])
+def test_degradations_that_are_no_faults_are_named(own_data, cell):
+    write_faults(own_data, {"A_train00.mp4": cell})
+    with pytest.raises(LabelError, match=r"train_ratings\.csv: A_train00\.mp4: degradations .* are no faults"):
+        own_data.clips("train")
+
+
+def test_what_faults_take_is_learned_where_it_is_known(own_data):
+    """Of two thirds of the clips, one of which has a fault that its rating says nothing of."""
+    names = own_data.clips("train").table["video_name"]
+    known = {name: {"blur": {"loss": 2.0 * (place % 3)}} for place, name in enumerate(names) if place % 3 < 2}
+    write_faults(own_data, known)
+    settings = train_settings(epochs=150, learning_rate=1e-2, loss=LOSS.model_copy(update={"faults": 3.0}))
+    learned = trainer(own_data, None, settings, dropout=0.0)
+    run(learned)
+    batch, (judge,) = learned.train_set.collate(list(range(len(names)))), learned.model.judges
+    with torch.no_grad():
+        _, fused = judge.judge(judge.see(batch.activations), batch.text)
+        found = judge.head.eval().fault_losses(fused)
+    is_known, blur = batch.faults.isfinite().all(1), list(FAULTS).index("blur")
+    assert (found[is_known] - batch.faults[is_known]).abs()[:, blur].max() < 0.5
+    assert found.min() >= 0 and np.delete(found[is_known].numpy(), blur, 1).mean() < 0.1

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 
 from qualivision.ingesting.dataset import Row, ratings_that_fit, split_of_new
 from qualivision.ingesting.tables import SINGLE_RATING
-from qualivision.labels import MOS_COLUMNS, MOS_MAX, MOS_MIN, SPLITS, graded_alignment, prompt_key, videos_dir
+from qualivision.labels import (
+    MOS_COLUMNS,
+    MOS_MAX,
+    MOS_MIN,
+    SPLITS,
+    fault_losses,
+    graded_alignment,
+    prompt_key,
+    videos_dir,
+)
 from qualivision.validation.report import Finding, counted
 
 if TYPE_CHECKING:
@@ -96,6 +105,9 @@ def check_ratings(tables: BatchTables) -> list[Finding]:
         if not _are_aspects(asks := row.get("asks", ""), shows := row.get("shows", "")):
             says = "asks and shows are no aspects of a prompt, as JSON objects: mend them, or leave them empty."
             findings.append(_fault("asks-and-shows", table, line, f"{asks} {shows}", says))
+        if not _are_faults(degradations := row.get("degradations", "")):
+            says = "degradations are no faults with the loss of each, as a JSON object: mend them, or leave them empty."
+            findings.append(_fault("degradations", table, line, degradations, says))
     return findings
 
 
@@ -155,6 +167,15 @@ def _are_aspects(asks: str, shows: str) -> bool:
         asked, shown = json.loads(asks), json.loads(shows)
         if asked and shown:
             graded_alignment(asked, shown)
+    except (ValueError, TypeError, AttributeError, LookupError):
+        return False
+    return True
+
+
+def _are_faults(degradations: str) -> bool:
+    """Whether training can use them."""
+    try:
+        fault_losses(json.loads(degradations or "{}"))
     except (ValueError, TypeError, AttributeError, LookupError):
         return False
     return True

@@ -49,7 +49,7 @@ class Forest(nn.Module):
 
     @classmethod
     def of(cls, fitted: Any) -> Forest:
-        """From a fitted `sklearn.ensemble.ExtraTreesRegressor` on float32 features.
+        """From a fitted `sklearn.ensemble.ExtraTreesRegressor` on float32 features; of several targets, the first.
 
         Raises:
             ValueError: more than 32767 features or nodes in a tree, or another order of nodes than is known here.

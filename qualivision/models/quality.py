@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import nn
+from torch.nn import functional
 
-from qualivision.labels import DIMENSIONS, MOS_MAX, MOS_MIN
+from qualivision.labels import DIMENSIONS, FAULTS, MOS_MAX, MOS_MIN
 from qualivision.models.bridge import Bridge
 from qualivision.models.familiarity import Familiarity
 from qualivision.models.forest import Forest
@@ -42,6 +43,8 @@ ASPECTS = DIMENSIONS[:4]
 ALIGNMENT = ASPECTS.index("Alignment")
 READ_ASPECTS = tuple(place for place in range(len(ASPECTS)) if place != ALIGNMENT)
 """What is read from a video alone; each has a forest of its own."""
+FAULTS_OF = tuple(tuple(n for n, lowers in enumerate(FAULTS.values()) if lowers == ASPECTS[k]) for k in READ_ASPECTS)
+"""Places among `FAULTS` of those that lower each of `READ_ASPECTS`."""
 DOUBTED = (1.1, 1.2)
 """Distances, of a clip or a prompt, from which on the match is doubted, and not believed at all; 1 is familiar."""
 STRANGE = (0.9, 1.3)
@@ -217,6 +220,9 @@ class MosHead(nn.Module):
     anything fits, asked for a clip with its own, where most does; hence the scale and the offset. (A reading of its
     aspect learned the training prompts by heart and ranked clips of new ones by chance.)
 
+    What each kind of fault takes is read too, for training alone: where it is known, it teaches the aspects what to
+    look at. A rating says that something is wrong, and not what.
+
     Args:
         width: channels D of an aspect vector.
         dropout: share of channels dropped while training.
@@ -224,16 +230,8 @@ class MosHead(nn.Module):
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.readouts = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(width),
-                nn.Dropout(dropout),
-                nn.Linear(width, width // 2),
-                nn.GELU(),
-                nn.Linear(width // 2, 1),
-            )
-            for _ in READ_ASPECTS
-        )
+        self.readouts = nn.ModuleList(_readout(width, 1, dropout) for _ in READ_ASPECTS)
+        self.fault_readouts = nn.ModuleList(_readout(width, len(places), dropout) for places in FAULTS_OF)
         self.correction = nn.Sequential(nn.Linear(len(ASPECTS), 16), nn.GELU(), nn.Linear(16, 1))
         self.own_scale = nn.Parameter(torch.ones(1))
         self.own_offset = nn.Parameter(torch.zeros(1))
@@ -265,6 +263,12 @@ class MosHead(nn.Module):
             logits = drawn.of(logits)
         return bounded(logits if faults is None else logits - faults)
 
+    def fault_losses(self, fused: Fused) -> Tensor:
+        """(B, FAULTS) MOS, 0 or more: what each kind of fault takes from the aspect that it lowers."""
+        read = zip(READ_ASPECTS, self.fault_readouts, strict=True)
+        found = torch.cat([functional.softplus(readout(fused.aspects[:, place])) for place, readout in read], 1)
+        return found[:, _ORDER]
+
     def overall(self, parts: Tensor, weights: Tensor) -> Tensor:
         """(B,) MOS of the whole, from (B, 4) MOS of the aspects and (B, 4) weights of the prompt."""
         # Weighed on the scale itself: of logits, one that is sure of itself would outvote the others. Detached: what
@@ -272,6 +276,20 @@ class MosHead(nn.Module):
         parts = parts.detach()
         share = ((weights * parts).sum(1) - MOS_MIN) / (MOS_MAX - MOS_MIN)
         return bounded(torch.logit(share, eps=1e-4) + self.correction(parts - MOS_MIN)[:, 0])
+
+
+_ORDER = [sum(FAULTS_OF, ()).index(place) for place in range(len(FAULTS))]
+
+
+def _readout(width: int, values: int, dropout: float) -> nn.Module:
+    """An aspect vector (B, D) to some values (B, values)."""
+    return nn.Sequential(
+        nn.LayerNorm(width),
+        nn.Dropout(dropout),
+        nn.Linear(width, width // 2),
+        nn.GELU(),
+        nn.Linear(width // 2, values),
+    )
 
 
 def bounded(logits: Tensor) -> Tensor:
@@ -314,7 +332,7 @@ class Judge(nn.Module):
         joined: Joined | None = None,
         drawn: Drawn | None = None,
         taught: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Fused]:
         """Score what was seen of clips against (B, Dt) prompt embeddings, row by row.
 
         Args:
@@ -324,13 +342,13 @@ class Judge(nn.Module):
             drawn: where what was learned is drawn to; None, nowhere.
             taught: (B,) bool, for training: rows whose match learns from what is known to fit, and not from ratings.
         Returns:
-            (B, 4) MOS of the aspects, and their weights (B, 4) in Overall.
+            (B, 4) MOS of the aspects, and what they were read from, with their weights in Overall.
         """
         fused: Fused = self.fusion(seen.tokens, text)
         match = self.match(seen.content, text)
         if taught is not None:
             match = torch.where(taught, match.detach(), match)
-        return self.head(fused, match, joined, seen.faults, drawn), fused.weights
+        return self.head(fused, match, joined, seen.faults, drawn), fused
 
     def alignment_of_all_pairs(self, seen: Seen, text: Tensor) -> Tensor:
         """How well every clip fits every prompt, B clips and text (P, Dt) to (B, P) MOS, without the own scale."""
@@ -429,7 +447,7 @@ class QualityModel(nn.Module):
         each = [
             judge.judge(one, text, joined=joined, drawn=drawn) for judge, one in zip(self.judges, seen, strict=True)
         ]
-        aspects, weights = (torch.stack(part) for part in zip(*each, strict=True))
+        aspects, weights = torch.stack([mos for mos, _ in each]), torch.stack([fused.weights for _, fused in each])
         return Judged(aspects, weights, self.forest(activations), seen[0], distance)
 
     def from_stem(self, activations: Activations, text: Tensor) -> Prediction:

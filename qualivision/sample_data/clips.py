@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from qualivision.labels import ASPECT_OF_PROMPT
+from qualivision.labels import ASPECT_OF_PROMPT, FAULTS
 from qualivision.sample_data.content import (
     COLOURS,
     DRAWN_SUBJECTS,
@@ -23,7 +23,7 @@ from qualivision.sample_data.content import (
     draw_other,
     pick,
 )
-from qualivision.sample_data.degradations import KINDS, Look, are_alike, degrade, loss_of, luma, structural_loss
+from qualivision.sample_data.degradations import Look, are_alike, degrade, loss_of, luma, structural_loss
 from qualivision.sample_data.ratings import Generator, combined, latent_truth, rate
 from qualivision.sample_data.rendering import FRAMES, HEIGHT, WIDTH, make_shot
 
@@ -168,7 +168,7 @@ def draw_faults(rng: np.random.Generator, generator: Generator, failure: float) 
     """Up to two faults of each of three dimensions: kind -> nominal severity, 0 to 1; arguments as `draw_shows`."""
     faults: dict[str, float] = {}
     for dimension, factor in generator.severity.items():
-        kinds = [kind for kind, lowers in KINDS.items() if lowers == dimension]
+        kinds = [kind for kind, lowers in FAULTS.items() if lowers == dimension]
         shared, chance = _SHARED[dimension], _FAULT_CHANCE
         while kinds and rng.random() < chance:
             likely = [_RARE.get(kind, 1.0) * (_FAVOURED if kind in generator.favourites else 1.0) for kind in kinds]

@@ -1,6 +1,6 @@
 """The kinds of faults: how each is done to a clip, how much of it can be seen, and what that takes from a MOS.
 
-Owns `KINDS`, `Look` (everything that makes a frame what it is) and the curves from visible effect to MOS loss. The
+Owns `Look` (everything that makes a frame what it is) and the curves from visible effect to MOS loss. The
 nominal severity only says how hard a fault tries: blur on a plain sky or a freeze of slow motion is hardly visible, so
 the loss goes by what is measured on the clip's own frames. Compression is measured after encoding (`clips.py`).
 """
@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from scipy import ndimage
 
+from qualivision.labels import FAULTS
 from qualivision.sample_data.content import COLOURS, DRAWN_SUBJECTS, PHOTO_SUBJECTS
 from qualivision.sample_data.pictures import SPRITE_MARGIN, SPRITE_SIDE, subject_picture
 from qualivision.sample_data.rendering import FRAMES, HEIGHT, WIDTH, Shot
@@ -27,31 +28,6 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.floating]
     Integers = npt.NDArray[np.integer]
 
-# Kind -> the dimension that it lowers, in the order in which they are done: a scene is cluttered before it is blurred.
-# Off-frame is done when the shot is made, compression when the clip is encoded.
-KINDS: Final[Mapping[str, str]] = {
-    "washed_out": "Aesthetic",
-    "palette_clash": "Aesthetic",
-    "clutter": "Aesthetic",
-    "off_frame": "Aesthetic",
-    "blur": "Traditional",
-    "low_resolution": "Traditional",
-    "smooth": "Traditional",
-    "noise": "Traditional",
-    "blocking": "Traditional",
-    "compression": "Traditional",
-    "underexposure": "Traditional",
-    "overexposure": "Traditional",
-    "freeze": "Temporal",
-    "judder": "Temporal",
-    "jitter": "Temporal",
-    "wobble": "Temporal",
-    "flicker": "Temporal",
-    "melting": "Temporal",
-    "morph": "Temporal",
-    "shuffle": "Temporal",
-    "jump": "Temporal",
-}
 # One of them leaves nothing for another to do, or is done with the same means: a coder takes noise away, which would be
 # measured as what it did to the picture, and be seen as next to nothing.
 _ALIKE: Final = (
@@ -166,7 +142,7 @@ def degrade(rng: np.random.Generator, shot: Shot, faults: Mapping[str, float]) -
         faults: kind -> nominal severity, 0 to 1.
     """
     outcome = Outcome(Look(shot), {}, {"Traditional": [], "Aesthetic": [], "Temporal": []})
-    for kind in KINDS:
+    for kind in FAULTS:  # off-frame was done when the shot was made; compression is, when the clip is encoded
         if kind not in faults:
             continue
         before = outcome.look
@@ -181,7 +157,7 @@ def degrade(rng: np.random.Generator, shot: Shot, faults: Mapping[str, float]) -
         else:
             after, effect = before, float(1 - shot.shown_share().mean())
         outcome.effects[kind] = effect
-        outcome.losses[KINDS[kind]].append(loss_of(kind, effect))
+        outcome.losses[FAULTS[kind]].append(loss_of(kind, effect))
         outcome = replace(outcome, look=after)
     return outcome
 

@@ -62,7 +62,10 @@ def run(model: str, *, resume: bool = False) -> str:
         start.id if start else "",
         *map(file_hash, code),
         *(embeddings[prompt].tobytes().hex() for prompt in sorted(embeddings)),
-        *(f"{part.keys} {part.table.to_csv()} {part.content} {part.asked}" for part in (train_set, val_set)),
+        *(
+            f"{part.keys} {part.table.to_csv()} {part.content} {part.asked} {part.faults.tolist()}"
+            for part in (train_set, val_set)
+        ),
     )
 
     def build() -> QualityModel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,12 @@ from qualivision.cache import CacheError
 from qualivision.frames import clip_name
 from qualivision.labels import (
     ASPECT_OF_PROMPT,
+    FAULTS,
     MOS_COLUMNS,
     MOS_MAX,
     MOS_MIN,
     LabelError,
+    fault_losses,
     graded_alignment,
     has_mos,
     labels_path,
@@ -34,6 +37,8 @@ from qualivision.labels import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pandas as pd
     from torch import Tensor
 
@@ -64,6 +69,8 @@ class Batch:
     """(B, B + P) bool: prompt j is the one of clip i"""
     known: Tensor
     """(B, B + P): Alignment of clip i with prompt j, where it is known; else NaN"""
+    faults: Tensor
+    """(B, FAULTS): MOS that each kind of fault takes from the clip, where it is known; else NaN"""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -72,7 +79,7 @@ class Batch:
             self.names,
             self.prompts,
             {name: value.to(device) for name, value in self.activations.items()},
-            *(tensor.to(device) for tensor in (self.text, self.mos, self.others, self.own, self.known)),
+            *(tensor.to(device) for tensor in (self.text, self.mos, self.others, self.own, self.known, self.faults)),
         )
 
 
@@ -109,7 +116,9 @@ class ClipSet(Dataset[int]):
         if unknown := [prompt for prompt in self.asked if prompt not in embeddings]:
             raise CacheError(f"{unknown[0]!r}: is not in the prompt cache; run `qualivision prompts`")
         self.others = torch.from_numpy(np.stack([embeddings[p] for p in self.asked])) if self.asked else self.text[:0]
-        self.content = _known_content(ratings_path(data, split), self.table)
+        ratings = _ratings(ratings_path(data, split))
+        self.content = _known_content(ratings, self.table)
+        self.faults = _known_faults(ratings, self.table)
         numbers: dict[str, int] = {}
         self._asks = _coded([asks for asks, _ in self.content] + list(self.asked.values()), numbers)
         self._shows = _coded([shows for _, shows in self.content], numbers)
@@ -130,7 +139,7 @@ class ClipSet(Dataset[int]):
         part.keys = [self.keys[row] for row in rows]
         part.prompts = [self.prompts[row] for row in rows]
         part.content = [self.content[row] for row in rows]
-        part.text, part.mos = self.text[rows], self.mos[rows]
+        part.text, part.mos, part.faults = self.text[rows], self.mos[rows], self.faults[rows]
         part._asks = torch.cat((self._asks[rows], self._asks[len(self) :]))
         part._shows = self._shows[rows]
         part._held, part._held_bytes = {}, 0
@@ -162,6 +171,7 @@ class ClipSet(Dataset[int]):
             others=self.others,
             own=own,
             known=known,
+            faults=self.faults[rows],
         )
 
     def pairs(self, rows: list[int], others: list[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -196,24 +206,53 @@ def _graded(asks: Tensor, shows: Tensor) -> Tensor:
     return torch.where((shows >= 0).any(1, keepdim=True), graded, torch.nan)
 
 
-def _known_content(path: Path, table: pd.DataFrame) -> list[tuple[dict[str, str], dict[str, str]]]:
-    """For each clip what its prompt asks and what it shows, where the ratings table says so; else empty."""
+@dataclass
+class _Ratings:
+    """The single ratings beside a label table, as text; without rows where there is no such table."""
+
+    path: Path
+    table: pd.DataFrame
+
+    def cells(self, *columns: str) -> Iterator[tuple[str, ...]]:
+        """`video_name` and the cells of some columns, of every row that has them all."""
+        wanted = ["video_name", *columns]
+        if set(wanted) <= set(self.table.columns):
+            yield from self.table[wanted].dropna().itertuples(index=False)
+
+
+def _ratings(path: Path) -> _Ratings:
     import pandas as pd
 
-    nothing: list[tuple[dict[str, str], dict[str, str]]] = [({}, {})] * len(table)
     if not path.exists():
-        return nothing
-    columns = ["video_name", "asks", "shows"]
-    ratings: Any = pd.read_csv(path, dtype=dict.fromkeys(columns, str))
-    if not set(columns) <= set(ratings.columns):
-        return nothing
+        return _Ratings(path, pd.DataFrame())
+    columns = ("video_name", "asks", "shows", "degradations")
+    table: Any = pd.read_csv(path, dtype=dict.fromkeys(columns, str), usecols=lambda column: column in columns)
+    return _Ratings(path, table)
+
+
+def _known_content(ratings: _Ratings, table: pd.DataFrame) -> list[tuple[dict[str, str], dict[str, str]]]:
+    """For each clip what its prompt asks and what it shows, where the ratings table says so; else empty."""
     by_name = {}
-    for name, asks, shows in ratings[columns].dropna().itertuples(index=False):
+    for name, asks, shows in ratings.cells("asks", "shows"):
         try:
             by_name[name] = json.loads(asks), json.loads(shows)
             if all(by_name[name]):
                 graded_alignment(*by_name[name])
             _coded(list(by_name[name]), {})
         except (ValueError, TypeError, AttributeError, LookupError) as err:
-            raise LabelError(f"{path}: {name}: asks {asks} and shows {shows} are not aspects of a prompt") from err
+            message = f"{ratings.path}: {name}: asks {asks} and shows {shows} are not aspects of a prompt"
+            raise LabelError(message) from err
     return [by_name.get(name, ({}, {})) for name in table["video_name"]]
+
+
+def _known_faults(ratings: _Ratings, table: pd.DataFrame) -> Tensor:
+    """(N, FAULTS): what each kind of fault takes from each clip, where the ratings table says so; else NaN."""
+    by_name = {}
+    for name, degradations in ratings.cells("degradations"):
+        try:
+            by_name[name] = fault_losses(json.loads(degradations))
+        except (ValueError, TypeError, AttributeError, LookupError) as err:
+            message = f"{ratings.path}: {name}: degradations {degradations} are no faults with their loss ({err})"
+            raise LabelError(message) from err
+    unknown = [math.nan] * len(FAULTS)
+    return torch.tensor([by_name.get(name, unknown) for name in table["video_name"]]).reshape(len(table), len(FAULTS))

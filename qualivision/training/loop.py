@@ -30,6 +30,7 @@ from qualivision.training.losses import (
     alignment_loss,
     choice_loss,
     correlation_loss,
+    fault_loss,
     ranking_loss,
     regression_loss,
     scale_aware_loss,
@@ -112,8 +113,8 @@ class Objective(nn.Module):
             batch: this process's clips.
             window: earlier clips of the same optimizer step; orders and correlations count them too.
         Returns:
-            Each term, unweighted (of `alignment` this process's share), and the clips of all processes as later batches
-            of the step take them.
+            Each term, unweighted (of `alignment` and `faults` this process's share), and the clips of all processes as
+            later batches of the step take them.
         """
         text = self.model.embed(batch.prompts, batch.text)
         every_text = torch.cat((_of_all(text), batch.others))
@@ -123,18 +124,21 @@ class Objective(nn.Module):
         terms: dict[str, Tensor] = {}
         for place, judge in enumerate(self.model.judges):
             seen = judge.see(batch.activations)
-            aspects, weights = judge.judge(seen, text, taught=taught)
-            predicted = torch.cat((aspects, judge.head.overall(aspects, weights).unsqueeze(1)), 1).float()
+            aspects, fused = judge.judge(seen, text, taught=taught)
+            predicted = torch.cat((aspects, judge.head.overall(aspects, fused.weights).unsqueeze(1)), 1).float()
             every = Clips(_of_all(predicted), mos)
             earlier = [Clips(clips.predicted[place], clips.mos) for clips in window]
             pairs = judge.alignment_of_all_pairs(seen, every_text).float()
-            for name, value in _terms(every, earlier, seen, pairs, batch).items():
+            faults = judge.head.fault_losses(fused).float()
+            for name, value in _terms(every, earlier, seen, pairs, faults, batch).items():
                 terms[name] = terms.get(name, torch.zeros(())) + value / len(self.model.judges)
             judged.append(every.predicted.detach())
         return terms, Clips(torch.stack(judged), mos)
 
 
-def _terms(every: Clips, earlier: list[Clips], seen: Seen, pairs: Tensor, batch: Batch) -> dict[str, Tensor]:
+def _terms(
+    every: Clips, earlier: list[Clips], seen: Seen, pairs: Tensor, faults: Tensor, batch: Batch
+) -> dict[str, Tensor]:
     """Each term of one judge, whose `every.predicted` is (N, 5)."""
     ranked = Clips(*(torch.cat(parts) for parts in zip(*earlier, every, strict=True)))
     rated, is_known = batch.mos[:, DIMENSIONS.index("Alignment")], batch.known.isfinite()
@@ -145,6 +149,7 @@ def _terms(every: Clips, earlier: list[Clips], seen: Seen, pairs: Tensor, batch:
         "correlation": correlation_loss(ranked.predicted, ranked.mos),
         "alignment": alignment_loss(pairs, rated, batch.known, batch.own) * _share(is_known | ~batch.own)
         + choice_loss(pairs, batch.known) * _share(is_known.any(1)),
+        "faults": fault_loss(faults, batch.faults) * _share(batch.faults.isfinite().all(1)),
     }
     if seen.auxiliary:
         own = torch.stack([_of_all(seen.auxiliary[name]) for name in seen.auxiliary], 1).float()

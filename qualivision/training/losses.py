@@ -1,4 +1,4 @@
-"""The hybrid loss: five terms on a batch, and the weights with which they are summed.
+"""The hybrid loss: its terms on a batch, and the weights with which they are summed.
 
 Every term takes predictions and targets (B, K) in MOS units and is a vectorised scalar; lower is better. Tensors of
 other shapes are a ShapeError: they would be broadcast against each other in silence.
@@ -130,6 +130,23 @@ def choice_loss(predicted: Tensor, known: Tensor) -> Tensor:
     logits = torch.logit((predicted[rows] - 1) / 4, eps=1e-6).masked_fill(~is_known[rows], -1e4)
     wanted = (CHOICE_SHARPNESS * known[rows]).masked_fill(~is_known[rows], -1e4).softmax(1)
     return -(wanted * logits.log_softmax(1)).sum(1).mean()
+
+
+def fault_loss(predicted: Tensor, known: Tensor) -> Tensor:
+    """What each kind of fault takes from a clip, where it is known: the squared error, summed over the kinds.
+
+    Args:
+        predicted: (B, K), MOS that each kind takes.
+        known: (B, K), the same where known, else NaN.
+    Returns:
+        Mean over the clips of which it is known; 0 without any.
+    Raises:
+        ShapeError: shapes other than these.
+    """
+    _check_shapes(predicted, known)
+    rows = known.isfinite().all(1)
+    errors = (predicted - known.nan_to_num()) ** 2  # a NaN that is masked later would still make its gradient NaN
+    return (errors.sum(1) * rows).sum() / rows.sum().clamp(min=1)
 
 
 def _check_shapes(predicted: Tensor, target: Tensor) -> None:

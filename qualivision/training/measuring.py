@@ -17,7 +17,7 @@ from qualivision.cache import CacheError
 from qualivision.labels import MOS_MAX, MOS_MIN
 from qualivision.models.bridge import class_phrases
 from qualivision.models.forest import Forest
-from qualivision.models.quality import ALIGNMENT, ASPECTS, BRIDGE_ALONE, READ_ASPECTS, bounded, logits_of
+from qualivision.models.quality import ALIGNMENT, ASPECTS, BRIDGE_ALONE, FAULTS_OF, READ_ASPECTS, bounded, logits_of
 from qualivision.training.familiarity import fit_familiarity
 from qualivision.training.mixing import fit_weights
 
@@ -38,6 +38,8 @@ FOREST_CLIPS = 300
 LEAF = 3
 """Clips in a leaf, at least."""
 SHARE_OF_FEATURES = 0.33
+WEIGHT_OF_FAULTS = 0.5
+"""MOS that a fault takes, against logits of the rating, in what splits trees."""
 SHRINK_BRIDGE = 30.0
 """The bridge is drawn to no part beside the match as by so many clips on which it says nothing."""
 SHRINK_CALIBRATION = 10.0
@@ -133,7 +135,11 @@ def _fit_bridge(model: QualityModel, clips: ClipSet, batch_size: int) -> float:
 
 
 def fit_forests(model: QualityModel, train_set: ClipSet, seed: int, batch_size: int) -> list[Forest]:
-    """The forest of each of `READ_ASPECTS`, and what is usual; none where the encoder has nothing for them."""
+    """The forest of each of `READ_ASPECTS`, and what is usual; none where the encoder has nothing for them.
+
+    Where it is known which faults the clips have, that decides on the splits too: a few hundred ratings say less. What
+    the leaves hold is the ratings' either way.
+    """
     from sklearn.ensemble import ExtraTreesRegressor
 
     found, apart = [], []
@@ -147,11 +153,14 @@ def fit_forests(model: QualityModel, train_set: ClipSet, seed: int, batch_size: 
     rest = torch.cat(apart).cpu()
     model.usual.copy_(rest.mean(0))
     forests = []
-    for each, place in zip(zip(*found, strict=True), READ_ASPECTS, strict=True):
+    for each, place, kinds in zip(zip(*found, strict=True), READ_ASPECTS, FAULTS_OF, strict=True):
         fitted = ExtraTreesRegressor(
             TREES, min_samples_leaf=LEAF, max_features=SHARE_OF_FEATURES, n_jobs=-1, random_state=seed
         )
-        fitted.fit(torch.cat(each).cpu().numpy(), rest[:, place].numpy())
+        known = train_set.faults[:, list(kinds)]
+        usual = known.nanmean(0).nan_to_num()  # a clip of which nothing is known speaks for no split
+        targets = torch.cat((rest[:, [place]], WEIGHT_OF_FAULTS * torch.where(known.isnan(), usual, known)), 1)
+        fitted.fit(torch.cat(each).cpu().numpy(), targets.numpy())
         forests.append(Forest.of(fitted).to(model.mixture.device))
     return forests
 
