@@ -24,14 +24,15 @@ from qualivision.cache import CacheError
 from qualivision.labels import DIMENSIONS, FAULTS, MOS_MAX, MOS_MIN
 from qualivision.models.bridge import class_phrases
 from qualivision.models.factory import build_model
+from qualivision.models.faults import MEASURED
 from qualivision.models.quality import (
     ALIGNMENT,
     ASPECTS,
-    FAULTS_OF,
     READ_ASPECTS,
     Calibration,
     QualityModel,
     bounded,
+    faults_to_learn,
     logits_of,
 )
 from qualivision.training import measuring
@@ -42,8 +43,8 @@ from qualivision.training.measuring import fit_calibration, measure_after, measu
 pytestmark = pytest.mark.usefixtures("few_trees")
 
 TRADITIONAL = ASPECTS.index("Traditional")
-FIRST = torch.tensor([places[0] for places in FAULTS_OF])
-"""Of the faults of each aspect that is read."""
+FIRST = torch.tensor([places[0] for places in faults_to_learn(MEASURED)])
+"""Of the faults of each aspect that are learned."""
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +201,8 @@ def test_known_faults_decide_on_the_splits_and_the_leaves_hold_the_ratings(data,
         return torch.stack([forest(given) for forest, given in zip(forests, features, strict=True)])
 
     nothing = torch.full((len(train_set), len(FAULTS)), torch.nan)
-    without, told = (
-        found(nothing),
-        found(torch.where(torch.isin(torch.arange(len(FAULTS)), FIRST), fault[:, None], 0.0)),
-    )
+    is_first = torch.isin(torch.arange(len(FAULTS)), FIRST)
+    without, told = found(nothing), found(torch.where(is_first, fault.unsqueeze(1), 0.0))
     assert torch.equal(without, found(torch.zeros_like(nothing))), "no clip has one: the same trees"
     halves = told[:, fault > 0].mean(1), told[:, fault == 0].mean(1)
     for place, aspect in enumerate(READ_ASPECTS):
@@ -213,6 +212,20 @@ def test_known_faults_decide_on_the_splits_and_the_leaves_hold_the_ratings(data,
         assert halves[1][place] > halves[0][place]
         errors = [(each[place] - each[place].mean() - truth + truth.mean()).square().mean() for each in (told, without)]
         assert errors[0] < errors[1]
+
+
+def test_what_is_measured_decides_on_no_split(data):
+    train_set, model = data.clips("train"), judged_model()
+    measure_before(model, train_set)
+    train_set.faults = torch.zeros(len(train_set), len(FAULTS))
+    before = measuring.fit_forests(model, train_set, 0, 8)
+    taken = [place for place, kind in enumerate(FAULTS) if kind in MEASURED]
+    train_set.faults[:, taken] = torch.rand(len(train_set), len(taken), generator=torch.Generator().manual_seed(0))
+    after = measuring.fit_forests(model, train_set, 0, 8)
+    assert all(torch.equal(one.threshold, other.threshold) for one, other in zip(before, after, strict=True))
+    train_set.faults[:, FIRST] = 4 * torch.rand(len(train_set), len(FIRST), generator=torch.Generator().manual_seed(0))
+    others = measuring.fit_forests(model, train_set, 0, 8)
+    assert not any(torch.equal(one.threshold, other.threshold) for one, other in zip(before, others, strict=True))
 
 
 def test_clips_of_which_nothing_is_known_speak_for_no_split(data):

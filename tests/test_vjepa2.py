@@ -104,12 +104,13 @@ def made_up_text(prompts: int) -> torch.Tensor:
 
 
 def a_loss(model: QualityModel, activations: Activations) -> torch.Tensor:
-    """MOS and Alignment of all pairs, as training asks for them."""
+    """MOS, Alignment of all pairs and what faults take, as training asks for them."""
     text, judge = made_up_text(2), model.judges[0]
     wanted = torch.tensor([[1.5], [4.5]])
     mos = model.from_stem(activations, text).mos
-    pairs = judge.alignment_of_all_pairs(judge.see(activations), text)
-    return (mos - wanted).square().sum() + (pairs - wanted).square().sum()
+    seen = judge.see(activations)
+    pairs, faults = judge.alignment_of_all_pairs(seen, text), judge.head.fault_losses(judge.judge(seen, text)[1])
+    return sum(((each - wanted).square().sum() for each in (mos, pairs, faults)), torch.zeros(()))
 
 
 def reference(model: VJEPA2Model, frames: torch.Tensor) -> torch.Tensor:

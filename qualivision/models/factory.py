@@ -220,7 +220,7 @@ def build_model(
             encoder,
             _FUSIONS[network.fusion](network.width, text_width, network.dropout),
             Match(encoder.content_parts, text_width, network.dropout),
-            MosHead(network.width, network.dropout),
+            MosHead(network.width, network.dropout, encoder.takes),
         )
 
     return QualityModel([judge() for _ in range(network.judges)], text_width, text, forests)

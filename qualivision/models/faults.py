@@ -14,6 +14,9 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+MEASURED = ("noise", "blur", "low_resolution", "smooth", "freeze", "flicker", "jitter")
+"""Of the kinds that may be known of a clip (`labels.FAULTS`), those that are taken here."""
+
 # Where each lies among a frame's statistics (`statistics.py`); a test holds each to what it says.
 _FINE_DETAIL, _COARSE_DETAIL = (23, 24), (27, 28)
 _FINEST_DETAIL, _CALM_NOISE = 29, 30
@@ -27,9 +30,9 @@ _LONGEST_STILL = -1
 _NOISE = (2.0, -1.8)
 _UNSHARP = (1.6, 0.55)
 _SMOOTH = (0.7, 2.5)
-_STILL = (2.5, 0.1)
-_NEARLY_ALL = (3.0, 0.6)
-_FLICKER = (0.1, -6.2)
+_STILL = (3.0, 0.1)
+_NEARLY_ALL = (2.0, 0.6)
+_FLICKER = (0.2, -6.2)
 _SHAKE = (0.15, -1.8)
 
 

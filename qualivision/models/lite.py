@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from qualivision.models.faults import measured_faults
+from qualivision.models.faults import MEASURED, measured_faults
 from qualivision.models.fovea import SUBJECT_CHANNELS
 from qualivision.models.lite_stem import (
     FOVEA_CHANNELS,
@@ -106,6 +106,7 @@ class LiteEncoder(Encoder):
         stem: the frozen part; without it only cached activations can be used.
     """
 
+    takes = MEASURED
     sees_classes = True
 
     def __init__(self, width: int, dropout: float, stem: LiteStem | None) -> None:

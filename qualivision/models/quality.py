@@ -27,7 +27,7 @@ from qualivision.models.familiarity import Familiarity
 from qualivision.models.forest import Forest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -43,8 +43,6 @@ ASPECTS = DIMENSIONS[:4]
 ALIGNMENT = ASPECTS.index("Alignment")
 READ_ASPECTS = tuple(place for place in range(len(ASPECTS)) if place != ALIGNMENT)
 """What is read from a video alone; each has a forest of its own."""
-FAULTS_OF = tuple(tuple(n for n, lowers in enumerate(FAULTS.values()) if lowers == ASPECTS[k]) for k in READ_ASPECTS)
-"""Places among `FAULTS` of those that lower each of `READ_ASPECTS`."""
 DOUBTED = (1.1, 1.2)
 """Distances, of a clip or a prompt, from which on the match is doubted, and not believed at all; 1 is familiar."""
 STRANGE = (0.9, 1.3)
@@ -53,6 +51,12 @@ MEASURED_WELL = ("Traditional",)
 """What of a strange clip is read from measured faults and forests alone. Of time too little is measured for that."""
 BRIDGE_ALONE = 0.8
 """Logits of a deviation of the bridge for a clip so unlike the training clips that the match knows nothing of it."""
+
+
+def faults_to_learn(taken: Collection[str]) -> tuple[tuple[int, ...], ...]:
+    """For each of `READ_ASPECTS` the places among `FAULTS` of the kinds that lower it, but for those that are taken."""
+    kinds = [(place, lowers) for place, (kind, lowers) in enumerate(FAULTS.items()) if kind not in taken]
+    return tuple(tuple(place for place, lowers in kinds if lowers == ASPECTS[aspect]) for aspect in READ_ASPECTS)
 
 
 def frames_to_input(frames: npt.NDArray[np.uint8]) -> Tensor:
@@ -153,6 +157,11 @@ class Encoder(nn.Module, ABC):
 
     content_width: int
     """Channels C of `Seen.content`."""
+    takes: tuple[str, ...] = ()
+    """Of the kinds of fault that may be known of a clip (`labels.FAULTS`), those that `faults` takes from the aspects.
+
+    They are not taught: what learned to see them would give back what was taken.
+    """
     sees_classes = False
     """Whether the activations hold `classes`, what an image network takes the clip for; see `bridge.py`."""
 
@@ -226,12 +235,15 @@ class MosHead(nn.Module):
     Args:
         width: channels D of an aspect vector.
         dropout: share of channels dropped while training.
+        taken: kinds of fault that are not read; see `Encoder.takes`.
     """
 
-    def __init__(self, width: int, dropout: float) -> None:
+    def __init__(self, width: int, dropout: float, taken: Collection[str] = ()) -> None:
         super().__init__()
         self.readouts = nn.ModuleList(_readout(width, 1, dropout) for _ in READ_ASPECTS)
-        self.fault_readouts = nn.ModuleList(_readout(width, len(places), dropout) for places in FAULTS_OF)
+        each = faults_to_learn(taken)
+        self.faults = [place for places in each for place in places]
+        self.fault_readouts = nn.ModuleList(_readout(width, len(places), dropout) for places in each)
         self.correction = nn.Sequential(nn.Linear(len(ASPECTS), 16), nn.GELU(), nn.Linear(16, 1))
         self.own_scale = nn.Parameter(torch.ones(1))
         self.own_offset = nn.Parameter(torch.zeros(1))
@@ -264,10 +276,9 @@ class MosHead(nn.Module):
         return bounded(logits if faults is None else logits - faults)
 
     def fault_losses(self, fused: Fused) -> Tensor:
-        """(B, FAULTS) MOS, 0 or more: what each kind of fault takes from the aspect that it lowers."""
+        """(B, K) MOS, 0 or more: what each kind takes whose place among `FAULTS` is in `self.faults`, in that order."""
         read = zip(READ_ASPECTS, self.fault_readouts, strict=True)
-        found = torch.cat([functional.softplus(readout(fused.aspects[:, place])) for place, readout in read], 1)
-        return found[:, _ORDER]
+        return torch.cat([functional.softplus(readout(fused.aspects[:, place])) for place, readout in read], 1)
 
     def overall(self, parts: Tensor, weights: Tensor) -> Tensor:
         """(B,) MOS of the whole, from (B, 4) MOS of the aspects and (B, 4) weights of the prompt."""
@@ -276,9 +287,6 @@ class MosHead(nn.Module):
         parts = parts.detach()
         share = ((weights * parts).sum(1) - MOS_MIN) / (MOS_MAX - MOS_MIN)
         return bounded(torch.logit(share, eps=1e-4) + self.correction(parts - MOS_MIN)[:, 0])
-
-
-_ORDER = [sum(FAULTS_OF, ()).index(place) for place in range(len(FAULTS))]
 
 
 def _readout(width: int, values: int, dropout: float) -> nn.Module:

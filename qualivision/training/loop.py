@@ -129,17 +129,16 @@ class Objective(nn.Module):
             every = Clips(_of_all(predicted), mos)
             earlier = [Clips(clips.predicted[place], clips.mos) for clips in window]
             pairs = judge.alignment_of_all_pairs(seen, every_text).float()
-            faults = judge.head.fault_losses(fused).float()
-            for name, value in _terms(every, earlier, seen, pairs, faults, batch).items():
+            known = batch.faults[:, judge.head.faults]
+            faults = fault_loss(judge.head.fault_losses(fused).float(), known) * _share(known.isfinite().all(1))
+            for name, value in (_terms(every, earlier, seen, pairs, batch) | {"faults": faults}).items():
                 terms[name] = terms.get(name, torch.zeros(())) + value / len(self.model.judges)
             judged.append(every.predicted.detach())
         return terms, Clips(torch.stack(judged), mos)
 
 
-def _terms(
-    every: Clips, earlier: list[Clips], seen: Seen, pairs: Tensor, faults: Tensor, batch: Batch
-) -> dict[str, Tensor]:
-    """Each term of one judge, whose `every.predicted` is (N, 5)."""
+def _terms(every: Clips, earlier: list[Clips], seen: Seen, pairs: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """The terms of one judge that go by ratings and prompts; its `every.predicted` is (N, 5)."""
     ranked = Clips(*(torch.cat(parts) for parts in zip(*earlier, every, strict=True)))
     rated, is_known = batch.mos[:, DIMENSIONS.index("Alignment")], batch.known.isfinite()
     terms = {
@@ -149,7 +148,6 @@ def _terms(
         "correlation": correlation_loss(ranked.predicted, ranked.mos),
         "alignment": alignment_loss(pairs, rated, batch.known, batch.own) * _share(is_known | ~batch.own)
         + choice_loss(pairs, batch.known) * _share(is_known.any(1)),
-        "faults": fault_loss(faults, batch.faults) * _share(batch.faults.isfinite().all(1)),
     }
     if seen.auxiliary:
         own = torch.stack([_of_all(seen.auxiliary[name]) for name in seen.auxiliary], 1).float()

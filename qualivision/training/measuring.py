@@ -17,7 +17,15 @@ from qualivision.cache import CacheError
 from qualivision.labels import MOS_MAX, MOS_MIN
 from qualivision.models.bridge import class_phrases
 from qualivision.models.forest import Forest
-from qualivision.models.quality import ALIGNMENT, ASPECTS, BRIDGE_ALONE, FAULTS_OF, READ_ASPECTS, bounded, logits_of
+from qualivision.models.quality import (
+    ALIGNMENT,
+    ASPECTS,
+    BRIDGE_ALONE,
+    READ_ASPECTS,
+    bounded,
+    faults_to_learn,
+    logits_of,
+)
 from qualivision.training.familiarity import fit_familiarity
 from qualivision.training.mixing import fit_weights
 
@@ -138,7 +146,7 @@ def fit_forests(model: QualityModel, train_set: ClipSet, seed: int, batch_size: 
     """The forest of each of `READ_ASPECTS`, and what is usual; none where the encoder has nothing for them.
 
     Where it is known which faults the clips have, that decides on the splits too: a few hundred ratings say less. What
-    the leaves hold is the ratings' either way.
+    the leaves hold is the ratings' either way. What is measured has been taken from these, and decides on no split.
     """
     from sklearn.ensemble import ExtraTreesRegressor
 
@@ -152,8 +160,8 @@ def fit_forests(model: QualityModel, train_set: ClipSet, seed: int, batch_size: 
         apart.append(rated if faults is None else rated + faults)
     rest = torch.cat(apart).cpu()
     model.usual.copy_(rest.mean(0))
-    forests = []
-    for each, place, kinds in zip(zip(*found, strict=True), READ_ASPECTS, FAULTS_OF, strict=True):
+    forests, kinds_of = [], faults_to_learn(model.encoder.takes)
+    for each, place, kinds in zip(zip(*found, strict=True), READ_ASPECTS, kinds_of, strict=True):
         fitted = ExtraTreesRegressor(
             TREES, min_samples_leaf=LEAF, max_features=SHARE_OF_FEATURES, n_jobs=-1, random_state=seed
         )
